@@ -1,0 +1,67 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+
+VENV ?= .venv
+OUTPUT ?= outputs/demo
+# The first Python on the path that is new enough and not too new.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+# What CI leaves out: `lerobot` needs LeRobot's own environment, `gpu` a CUDA device.
+TESTS := not lerobot and not gpu
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint format clean
+
+help:
+	@echo "make demo    train a small Push-T policy here, measure it and write a report in $(OUTPUT) (about 12 minutes)"
+	@echo "make test    every test that needs neither LeRobot nor a GPU (under 15 minutes)"
+	@echo "make check   the fast tests and the lints (under 3 minutes)"
+	@echo "make lint    ruff and ty"
+	@echo "make format  mend what ruff can mend"
+	@echo "make clean   delete $(VENV) and what tools leave behind; outputs stay"
+
+demo: $(VENV)/.demo
+	$(BIN)/visuomotor demo --output $(OUTPUT)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "$(TESTS)"
+
+check: $(VENV)/.dev lint
+	$(BIN)/python -m pytest -m "$(TESTS) and not slow"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check --python $(VENV)
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: Python: expected 3.11, 3.12 or 3.13 on the path, got none;" \
+		"install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# opencv-python loads libGL, libX11 and GLib from the system, and gym-pusht asks for no other. Where they are missing, the
+# headless build of the same version, which needs nothing, takes its place. Both own the folder cv2, so it is put back whole.
+define simulator
+	@$(BIN)/python -c "import cv2" 2>/dev/null || { echo "opencv-python does not load here: taking its headless build"; \
+		$(BIN)/python -m pip uninstall --yes opencv-python opencv-python-headless && \
+		$(INSTALL) --no-deps opencv-python-headless; }
+endef
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[pusht]'
+	$(simulator)
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[dev]'
+	$(simulator)
+	@touch $@ $(VENV)/.demo

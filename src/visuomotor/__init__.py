@@ -1,0 +1,71 @@
+"""Visuomotor teaches robots from demonstrations with Diffusion Policy (Chi et al. 2023).
+
+    dataset = visuomotor.load_dataset("lerobot/pusht_keypoints")
+    visuomotor.train(visuomotor.preset("pusht-keypoints-small"), "lerobot/pusht_keypoints", "out")
+    policy = visuomotor.load_policy("out")
+
+Public names are imported when they are first used: `import visuomotor` loads nothing heavy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visuomotor.config import DiffusionConfig, Feature, Recipe, TrainingConfig
+    from visuomotor.data.dataset import Dataset, load_dataset
+    from visuomotor.errors import CheckpointError, ConfigError, DatasetError, VisuomotorError
+    from visuomotor.evaluation.evaluate import evaluate
+    from visuomotor.policy.checkpoint import load_policy, save_policy
+    from visuomotor.policy.diffusion import DiffusionPolicy
+    from visuomotor.presets import preset
+    from visuomotor.training.loop import train
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "Dataset": "data.dataset",
+    "DatasetError": "errors",
+    "DiffusionConfig": "config",
+    "DiffusionPolicy": "policy.diffusion",
+    "Feature": "config",
+    "Recipe": "config",
+    "TrainingConfig": "config",
+    "VisuomotorError": "errors",
+    "evaluate": "evaluation.evaluate",
+    "load_dataset": "data.dataset",
+    "load_policy": "policy.checkpoint",
+    "preset": "presets",
+    "save_policy": "policy.checkpoint",
+    "train": "training.loop",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "Dataset",
+    "DatasetError",
+    "DiffusionConfig",
+    "DiffusionPolicy",
+    "Feature",
+    "Recipe",
+    "TrainingConfig",
+    "VisuomotorError",
+    "evaluate",
+    "load_dataset",
+    "load_policy",
+    "preset",
+    "save_policy",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'visuomotor' has no attribute {name!r}")
+    return getattr(import_module(f"visuomotor.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

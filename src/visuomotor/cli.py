@@ -1,0 +1,318 @@
+"""The `visuomotor` command: one function a verb, each a thin call into the library.
+
+What a user can mend is one line on the standard error, `error: ...`, and exit status 2; `--debug` adds the traceback.
+Any other exception is a fault of ours: its traceback stays, and the status is 1.
+"""
+
+import dataclasses
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from visuomotor.config import DiffusionConfig, Feature, FeatureType, NormalizationMode, Recipe, TrainingConfig, nearest
+from visuomotor.errors import ConfigError, VisuomotorError, mismatch
+
+# The library is imported inside the verbs: torch alone takes longer than `visuomotor --help` may.
+
+Options = TypeVar("Options")
+
+
+HIDDEN = ("input_features", "output_features", "normalization_mapping")
+"""Fields that are no flags: the data set decides them, or they are no single value."""
+
+
+@dataclass(frozen=True)
+class PolicyOptions(DiffusionConfig):
+    """DiffusionConfig as flags. Checked when they become a DiffusionConfig, so that its own words reach the user."""
+
+    input_features: tyro.conf.Suppress[dict[str, Feature]] = field(default_factory=dict)
+    output_features: tyro.conf.Suppress[dict[str, Feature]] = field(default_factory=dict)
+    normalization_mapping: tyro.conf.Suppress[dict[FeatureType, NormalizationMode]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class TrainingOptions(TrainingConfig):
+    """TrainingConfig as flags, checked when they become one."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """`visuomotor train`, behind the preset's name."""
+
+    data: Annotated[str, tyro.conf.arg(metavar="SOURCE")]
+    """A LeRobot v3.0 folder, a hub name (lerobot/pusht), a .zarr folder or .zarr.zip, or pusht-demonstrations."""
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """The run's folder: config.json, metrics.jsonl and checkpoints."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with the run in --output by its own config.json; begin if there is none."""
+    policy: PolicyOptions = field(default_factory=PolicyOptions)
+    """What shapes the policy's computation; refused on --resume if it changes."""
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    """How it is trained."""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """`visuomotor eval`; the fields are the arguments of `visuomotor.evaluation.evaluate.evaluate`."""
+
+    policy_source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="POLICY")]
+    """A run's folder (its newest checkpoint), a policy's folder, a policy that ships with Visuomotor, or a hub name."""
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder for eval.json, report.html and the videos. An earlier evaluation there is replaced."""
+    episodes: int = 500
+    """Episodes: 500 give a 95 % interval of about 8 percentage points, 50 of 25."""
+    seed: int = 100_000
+    """Seed of the first episode; the others follow it."""
+    env: Literal["pusht"] = "pusht"
+    """The task."""
+    noise_scheduler_type: Literal["DDPM", "DDIM"] | None = None
+    """The sampler; None takes the policy's own."""
+    num_inference_steps: int | None = None
+    """Denoising steps; None takes the policy's own."""
+    n_action_steps: int | None = None
+    """Executed steps of each prediction; None takes the policy's own."""
+    max_steps: int = 300
+    """Steps after which an episode has failed."""
+    videos: int = 3
+    """Successes to film, and failures: so many of each."""
+    environments: int | None = None
+    """Episodes that run at once; None runs all. Changes memory and time, not the result."""
+    policy_batch: int = 64
+    """Episodes in each call of the policy; another number may change the last bits of an action."""
+    device: str = "cpu"
+    """Where the policy runs: `cpu`, `cuda` or `mps`."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """`visuomotor demo`."""
+
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("outputs/demo")
+    """Where the run and the report go. A demo that was interrupted there goes on."""
+    steps: int | None = None
+    """Optimizer steps; None takes the preset's, which last some minutes."""
+    episodes: int = 50
+    """Episodes of the evaluation."""
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """`visuomotor record`."""
+
+    policy: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="POLICY")]
+    """The policy that demonstrates, as for `visuomotor eval`."""
+    output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """The .npz file to write; one that is there is replaced."""
+    episodes: int = 300
+    """Successful episodes to keep."""
+    seed: int = 1_000_000
+    """Seed of the first episode; the others follow it. From 1000000 on, far from those of evaluations."""
+
+
+def train(arguments: list[str]) -> None:
+    """Train the policy of a preset on demonstrations."""
+    from visuomotor.presets import PRESETS, preset
+
+    names = ", ".join(PRESETS)
+    first = arguments[0] if arguments else "nothing"
+    asks_for_help = first in ("-h", "--help")
+    if not arguments or (first.startswith("-") and not asks_for_help):
+        raise ConfigError(mismatch("visuomotor train", f"a preset first ({names})", first, "begin with its name"))
+    name, flags = ("pusht-image", arguments) if asks_for_help else (first, arguments[1:])
+    recipe = preset(name)
+    presets = "\n".join(f"  {known:22} {make.__doc__}" for known, make in PRESETS.items())
+    about = f"{train.__doc__}\n\n{presets}\n\nThe defaults below are those of {name}."
+    verb = "train PRESET" if asks_for_help else f"train {name}"
+    options = _parse(_train_defaults(recipe), verb, flags, about)
+    if options.resume and (options.output / "config.json").is_file():
+        from visuomotor.training.checkpoint import read_run
+
+        recipe = read_run(options.output).recipe  # the flags of the first call need not be repeated
+        options = _parse(_train_defaults(recipe), verb, flags, about)
+
+    from visuomotor.training.loop import train as run
+
+    policy = dataclasses.replace(recipe.policy, **_visible(options.policy))
+    training = TrainingConfig(**_visible(options.training))
+    checkpoint = run(Recipe(policy, training), options.data, options.output, resume=options.resume)
+    print(f"trained: {checkpoint}")
+    print(f"next:    visuomotor eval {options.output} --output {options.output / 'evaluation'}")
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Measure a policy in simulation: success with its interval, videos, a report."""
+    required = EvalOptions(policy_source=tyro.MISSING, output=tyro.MISSING)
+    options = _parse(required, "eval", arguments, str(evaluate.__doc__))
+
+    from visuomotor.evaluation.evaluate import evaluate as run
+
+    _print_result(run(**dataclasses.asdict(options)), options.output)
+    print(f"next:    open {options.output / 'report.html'} in a browser")
+
+
+def demo(arguments: list[str]) -> None:
+    """Train a small policy on the bundled demonstrations, measure it, write a report: some minutes."""
+    options = _parse(DemoOptions(), "demo", arguments, str(demo.__doc__))
+
+    from visuomotor.evaluation.evaluate import evaluate as measure
+    from visuomotor.presets import preset
+    from visuomotor.training.loop import train as run
+
+    recipe = preset("demo")
+    if options.steps is not None:
+        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, steps=options.steps))
+    run(recipe, "pusht-demonstrations", options.output, resume=True)
+    result = measure(options.output, episodes=options.episodes, output=options.output / "evaluation")
+    _print_result(result, options.output / "evaluation")
+    print("next:    visuomotor eval pusht-keypoints-small --episodes 100 --output outputs/pusht-keypoints-small")
+
+
+def record(arguments: list[str]) -> None:
+    """Remake the bundled demonstrations: roll a policy out and keep what succeeded."""
+    required = RecordOptions(policy=tyro.MISSING, output=tyro.MISSING)
+    options = _parse(required, "record", arguments, str(record.__doc__))
+
+    from visuomotor.policy.checkpoint import load_policy
+    from visuomotor.simulation.demonstrations import record as run
+
+    run(load_policy(options.policy), options.episodes, options.seed, options.output, progress=True)
+    print(f"recorded: {options.output}")
+
+
+def _train_defaults(recipe: Recipe) -> TrainOptions:
+    policy = PolicyOptions(**_visible(recipe.policy))
+    training = TrainingOptions(**_visible(recipe.training))
+    return TrainOptions(data=tyro.MISSING, output=tyro.MISSING, policy=policy, training=training)
+
+
+def _visible(config: Any) -> dict[str, Any]:
+    return {spec.name: getattr(config, spec.name) for spec in dataclasses.fields(config) if spec.name not in HIDDEN}
+
+
+def _parse(default: Options, verb: str, arguments: list[str], about: str) -> Options:
+    """Reads a verb's flags over `default`.
+
+    Raises:
+        ConfigError: A flag is unknown (with the nearest known one), missing, or has a wrong value.
+    """
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            options, unknown = tyro.cli(
+                type(default),
+                prog=f"visuomotor {verb}",
+                description=about,
+                args=arguments,
+                default=default,
+                config=(tyro.conf.OmitArgPrefixes,),
+                return_unknown_args=True,
+            )
+    except SystemExit as leave:
+        if not leave.code:  # --help
+            raise
+        raise ConfigError(_one_line(complaint.getvalue(), verb)) from None
+    if unknown:
+        raise ConfigError(_unknown(unknown[0], default, verb))
+    return options
+
+
+def _one_line(box: str, verb: str) -> str:
+    """What tyro says in a frame of several lines, without the frame, its title and colours."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]
+    said = [line.strip("│|").rstrip()[1:] for line in lines]
+    rule = next((row for row, line in enumerate(said) if not line.strip(" ─╰╯-+")), len(said))
+    said = said[:rule]
+    if said[0].startswith("Missing from"):
+        missing = [line.strip() for line in said if re.match(r" {4}\S", line)]  # their help stands further in
+        return mismatch(f"visuomotor {verb}", " and ".join(missing), "none", f"see visuomotor {verb} --help")
+    return f"visuomotor {verb}: {' '.join(line.strip() for line in said)}"
+
+
+def _unknown(token: str, default: Any, verb: str) -> str:
+    if not token.startswith("-"):
+        return mismatch(f"visuomotor {verb}", "flags and their values", repr(token), "a flag is missing before it")
+    parts = [getattr(default, spec.name) for spec in dataclasses.fields(default)]
+    configs = [default, *(part for part in parts if dataclasses.is_dataclass(part))]
+    names = [spec.name for config in configs for spec in dataclasses.fields(config) if spec.name not in HIDDEN]
+    flag = token.partition("=")[0]
+    if flag.strip("-").replace("-", "_") in HIDDEN:
+        return mismatch(flag, "a field with a flag", "one without", "set it in a recipe of your own, in Python")
+    known = nearest(flag, [f"--{name.replace('_', '-')}" for name in names])
+    return mismatch(flag, f"a flag of visuomotor {verb}", "an unknown one", f"did you mean {known}?")
+
+
+def _print_result(result: dict[str, Any], output: Path) -> None:
+    episodes = len(result["episodes"])
+    rate, low, high = (f"{100 * share:.1f} %" for share in (result["success_rate"], *result["success_rate_interval"]))
+    print(f"success: {rate} of {episodes} episodes (95 % interval: {low} to {high})")
+    print(f"reward:  {result['mean_max_reward']:.3f}, the mean over episodes of the highest")
+    print(f"report:  {output / 'report.html'}")
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {"train": train, "eval": evaluate, "demo": demo, "record": record}
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:{width}}  {verb.__doc__}" for name, verb in VERBS.items())
+    return f"""usage: visuomotor VERB [FLAGS]
+
+Teaches robots from demonstrations with Diffusion Policy.
+
+{verbs}
+
+  visuomotor VERB --help      a verb's flags
+  visuomotor VERB ... --debug the traceback of an error
+  visuomotor --version        the version"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    try:
+        return _run(given)
+    except BrokenPipeError:  # whoever read the output has left: `visuomotor --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (VisuomotorError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    verb, *rest = arguments or ["--help"]
+    if verb in ("-h", "--help"):
+        print(_help())
+    elif verb == "--version":
+        from visuomotor import __version__
+
+        print(f"visuomotor {__version__}")
+    elif verb in VERBS:
+        VERBS[verb](rest)
+    else:
+        advice = f"did you mean {nearest(verb, VERBS)}?"
+        raise ConfigError(mismatch("visuomotor", f"one of {list(VERBS)}", repr(verb), advice))
+    return 0

@@ -1,0 +1,54 @@
+"""The demonstrations that come with Visuomotor: recorded from a trained policy, images drawn on first use."""
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from visuomotor.data.demonstrations import Demonstrations
+from visuomotor.data.frames import Camera, fingerprint
+from visuomotor.data.pusht import from_states
+from visuomotor.errors import DatasetError, mismatch
+
+NAME = "pusht-demonstrations"
+FILE = Path(__file__).parents[1] / "assets" / f"{NAME}.npz"
+SIZE = 96  # pixels of the images, as in the human demonstrations
+BLOCK = 256  # frames drawn at a time
+
+
+def read(file: Path = FILE, episodes: Sequence[int] | None = None) -> Demonstrations:
+    """Reads what `visuomotor.simulation.demonstrations.record` writes; nothing is drawn.
+
+    Args:
+        file: An npz file of `agent` (N, 2), `block` (N, 3), `action` (N, 2) and `episode_ends` (E,).
+        episodes: The episodes to read; None takes all.
+
+    Raises:
+        DatasetError: The file is missing or damaged.
+    """
+    names = ("agent", "block", "action", "episode_ends")
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            agent, block, action, episode_ends = (content[name] for name in names)
+        states = np.concatenate([agent, block], axis=1)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        advice = "install Visuomotor again, or record demonstrations again"
+        found = "no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+        raise DatasetError(mismatch(str(file), f"an npz file of {', '.join(names)}", found, advice)) from error
+    return from_states(str(file), states, action, episode_ends, episodes, partial(_find_camera, states))
+
+
+def _find_camera(states: np.ndarray, kept: np.ndarray) -> Camera:
+    wanted = states[kept]
+    starts = range(0, len(wanted), BLOCK)
+    segments = [partial(_draw, wanted[start : start + BLOCK], start) for start in starts]
+    # One thread: drawing holds Python's lock.
+    return Camera((len(wanted), SIZE, SIZE, 3), fingerprint(NAME, SIZE, wanted), segments, threads=1)
+
+
+def _draw(states: np.ndarray, row: int) -> Iterator[tuple[int, np.ndarray]]:
+    from visuomotor.simulation.pusht import render_states  # pygame, which key points do without
+
+    yield row, render_states(states, size=SIZE)

@@ -1,0 +1,189 @@
+"""Demonstrations as a data set: single items as LeRobot gives them, and whole batches of windows for training."""
+
+import operator
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from visuomotor.config import Feature
+from visuomotor.data import bundled, hub, lerobot, replay_buffer
+from visuomotor.data.demonstrations import Demonstrations
+from visuomotor.data.frames import FrameStore
+from visuomotor.data.statistics import describe
+from visuomotor.data.windows import steps_from_timestamps, window_rows
+from visuomotor.errors import DatasetError, mismatch
+
+
+def load_dataset(
+    source: str | Path,
+    delta_timestamps: dict[str, list[float]] | None = None,
+    episodes: Sequence[int] | None = None,
+) -> "Dataset":
+    """Demonstrations from any source.
+
+    Args:
+        source: A folder of LeRobot v3.0, a name on the Hugging Face hub (`lerobot/pusht`), the original Push-T replay
+            buffer (`*.zarr` folder or `*.zarr.zip`), or `pusht-demonstrations`, which comes with Visuomotor.
+        delta_timestamps: For each feature, the offsets in seconds of the frames that an item holds; multiples of
+            1 / fps. A feature that is not named gives the present frame alone.
+        episodes: The episodes to load, in any order; None takes all. They keep the data set's order.
+
+    Raises:
+        DatasetError: The source is missing, damaged, or not what was asked for.
+    """
+    return Dataset(read(source, episodes), delta_timestamps)
+
+
+def read(source: str | Path, episodes: Sequence[int] | None = None) -> Demonstrations:
+    """Chooses the reader that the source needs.
+
+    Raises:
+        DatasetError: The source is missing, damaged, or not what was asked for.
+    """
+    name, path = str(source), Path(source).expanduser()
+    if replay_buffer.is_replay_buffer(path):
+        return replay_buffer.read(path, episodes)
+    if path.is_dir():
+        return lerobot.read(path, episodes)
+    if name == bundled.NAME:
+        return bundled.read(episodes=episodes)
+    if isinstance(source, str) and hub.is_name(source):
+        return lerobot.read(hub.download(source), episodes)
+    expected = f"a folder of LeRobot v3.0, a .zarr or .zarr.zip, a name on the Hugging Face hub, or {bundled.NAME}"
+    found = "another kind of file" if path.exists() else "no such folder"
+    raise DatasetError(mismatch(name, expected, found, "pass the folder that holds meta/info.json"))
+
+
+class Dataset:
+    """Episodes of N frames in all, with random access to windows of them.
+
+    `dataset[i]` is what LeRobot 0.6 returns: low-dimensional features, images float32 (C, H, W) in [0, 1], with a
+    time axis in front and a `<name>_is_pad` mask for every feature that `delta_timestamps` names, and `task`.
+    """
+
+    def __init__(self, demonstrations: Demonstrations, delta_timestamps: dict[str, list[float]] | None = None):
+        self.source: str = demonstrations.source
+        self.fps: float = demonstrations.fps
+        self.arrays: dict[str, np.ndarray] = demonstrations.arrays
+        self.frames = FrameStore(demonstrations.cameras)
+        self.camera_keys: list[str] = list(demonstrations.cameras)
+        self.episodes: np.ndarray = demonstrations.episodes
+        self.episode_ends: np.ndarray = np.cumsum(demonstrations.lengths, dtype=np.int64)
+        self.episode_starts: np.ndarray = self.episode_ends - demonstrations.lengths
+        self.features: dict[str, Feature] = _features(demonstrations)
+        self._tasks = demonstrations.tasks
+        self._statistics = demonstrations.statistics
+        self._first_row = np.repeat(self.episode_starts, demonstrations.lengths)
+        self._end_row = np.repeat(self.episode_ends, demonstrations.lengths)
+        self._check_finite()
+        self._tables = {
+            name: np.ascontiguousarray(self.arrays[name].reshape(len(self), *feature.shape), np.float32)
+            for name, feature in self.features.items()
+            if feature.type != "VISUAL"
+        }
+        known = [*(name for name, array in self.arrays.items() if array.dtype != object), *self.camera_keys]
+        self._steps = steps_from_timestamps(delta_timestamps or {}, self.fps, known)
+
+    def __len__(self) -> int:
+        return len(self._first_row)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor | str]:
+        row = operator.index(index)
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"index: expected {-len(self)} to {len(self) - 1}, got {index}")
+        row %= len(self)
+        item: dict[str, torch.Tensor | str] = {}
+        for name in [*self.arrays, *self.camera_keys]:
+            rows = np.array(row)
+            if name in self._steps:
+                window = window_rows(rows[None], self._steps[name], self._first_row[[row]], self._end_row[[row]])
+                rows = window[0][0]
+                item[f"{name}_is_pad"] = torch.from_numpy(window[1][0])
+            if name in self.frames:
+                images = torch.from_numpy(np.array(self.frames[name][rows]))
+                item[name] = images.movedim(-1, -3).contiguous().float() / 255
+            elif self.arrays[name].dtype == object:
+                item[name] = self.arrays[name][row]
+            else:
+                item[name] = torch.from_numpy(np.array(self.arrays[name][rows]))
+        item["task"] = self._tasks[int(self.arrays["task_index"][row])]
+        return item
+
+    @cached_property
+    def statistics(self) -> dict[str, dict[str, np.ndarray]]:
+        """For every one of `features`: float32 min, max, mean, std of (D,) or (C, 1, 1), and int64 count (1,).
+
+        Those that came with the data where they hold for the loaded episodes, else computed in one pass. Images count
+        as [0, 1].
+        """
+        return {
+            name: self._statistics[name]
+            if name in self._statistics
+            else describe(self.frames[name] if name in self.frames else self._tables[name])
+            for name in self.features
+        }
+
+    def anchors(self, drop_n_last_frames: int) -> np.ndarray:
+        """Rows that a training window may be relative to, int64: all but the last frames of each episode.
+
+        Raises:
+            DatasetError: No row is left.
+        """
+        rows = np.arange(len(self))
+        rows = rows[rows + drop_n_last_frames < self._end_row]
+        if not len(rows):
+            longest = int((self.episode_ends - self.episode_starts).max())
+            expected = f"an episode of more than drop_n_last_frames = {drop_n_last_frames} frames"
+            raise DatasetError(mismatch(self.source, expected, f"{longest} at most", "lower drop_n_last_frames"))
+        return rows
+
+    def batch(self, rows: np.ndarray, steps: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+        """Windows of frames, gathered without Python per sample.
+
+        Args:
+            rows: (B,) the rows that the windows are relative to.
+            steps: For each of `features` wanted, T offsets in frames; beyond the episode's ends its first or last
+                frame stands in.
+
+        Returns:
+            For each name float32 (B, T, D), or uint8 (B, T, C, H, W) as a view of channels-last memory, and bool
+            `<name>_is_pad` (B, T).
+        """
+        batch = {}
+        starts, ends = self._first_row[rows], self._end_row[rows]
+        for name, offsets in steps.items():
+            wanted, is_pad = window_rows(rows, offsets, starts, ends)
+            values = np.asarray(self.frames[name]) if name in self.frames else self._tables[name]
+            gathered = torch.from_numpy(np.take(values, wanted, axis=0))
+            batch[name] = gathered.movedim(-1, -3) if name in self.frames else gathered
+            batch[f"{name}_is_pad"] = torch.from_numpy(is_pad)
+        return batch
+
+    def _check_finite(self) -> None:
+        for name, array in self.arrays.items():
+            if name in self.features and not np.isfinite(array).all():
+                row = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
+                episode = int(np.searchsorted(self.episode_ends, row, side="right"))
+                place = f"{name}, episode {self.episodes[episode]}, frame {row - self.episode_starts[episode]}"
+                advice = "correct the recording, or leave the episode out with `episodes`"
+                raise DatasetError(mismatch(f"{self.source}: {place}", "finite numbers", array[row], advice))
+
+
+def _features(demonstrations: Demonstrations) -> dict[str, Feature]:
+    """The observations and the action, with their types."""
+    features = {}
+    for name, array in demonstrations.arrays.items():
+        if array.dtype == object or not (name.startswith("observation.") or name == "action"):
+            continue
+        kind = "ENV" if name == "observation.environment_state" else "STATE" if name != "action" else "ACTION"
+        features[name] = Feature(kind, array.shape[1:] or (1,))
+    for name, camera in demonstrations.cameras.items():
+        _, height, width, channels = camera.shape
+        features[name] = Feature("VISUAL", (channels, height, width))
+    if "action" not in features:
+        advice = "add the actions, or name that column `action`"
+        raise DatasetError(mismatch(f"{demonstrations.source}: features", "`action`", list(features), advice))
+    return features

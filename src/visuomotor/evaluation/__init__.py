@@ -1,0 +1,1 @@
+"""How good a policy is: success with its interval, videos, the report."""

@@ -1,0 +1,221 @@
+"""A policy's figures on Push-T, written as one folder: `eval.json`, `report.html` and videos."""
+
+import hashlib
+import platform
+import shlex
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visuomotor.config import DiffusionConfig, nearest
+from visuomotor.errors import ConfigError, mismatch
+from visuomotor.evaluation.intervals import wilson_interval
+from visuomotor.evaluation.report import report
+from visuomotor.evaluation.video import episode_frames, write_video
+from visuomotor.files import atomic_folder, write_bytes, write_json
+from visuomotor.policy.checkpoint import find_policy, load_policy
+from visuomotor.simulation.pusht import MAX_STEPS
+from visuomotor.simulation.rollout import Episode, rollout
+from visuomotor.training.loop import choose_device
+
+ENVIRONMENTS = ("pusht",)
+FIRST_SEED = 100_000
+"""First of the seeds that published figures are measured on, as LeRobot's."""
+
+
+def evaluate(
+    policy_source: str | Path,
+    *,
+    output: str | Path,
+    episodes: int = 500,
+    seed: int = FIRST_SEED,
+    env: str = "pusht",
+    noise_scheduler_type: str | None = None,
+    num_inference_steps: int | None = None,
+    n_action_steps: int | None = None,
+    max_steps: int = MAX_STEPS,
+    videos: int = 3,
+    environments: int | None = None,
+    policy_batch: int = 64,
+    device: str = "auto",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measures a policy from `episodes` initial states, `seed` and the seeds after it.
+
+    Args:
+        policy_source: As for `load_policy`: a policy's folder, a run's folder, a shipped policy or a hub name.
+        output: The folder to write. That of an earlier evaluation is replaced; any other must be new or empty.
+        episodes: How many. 500 give an interval of about 8 percentage points, 50 of 25.
+        seed: The first.
+        env: The task; `pusht`.
+        noise_scheduler_type: `DDPM` or `DDIM` instead of the policy's own.
+        num_inference_steps: Denoising steps instead of the policy's own.
+        n_action_steps: Executed steps of each plan instead of the policy's own.
+        max_steps: Steps after which an episode has failed.
+        videos: Successes, and failures, to draw: so many of each.
+        environments: Episodes that run at once; None runs all. Does not change the result.
+        policy_batch: Episodes in each call of the policy.
+        device: Where the policy runs: `cpu`, `cuda`, `mps`, or `auto` for the best there is.
+        progress: Show a bar.
+
+    Returns:
+        The content of `eval.json`: `success_rate`, `success_rate_interval` (Wilson, 95 %), `mean_max_coverage`,
+        `mean_max_reward`, `episodes`, `settings`, `versions`, `seconds`.
+
+    Raises:
+        ConfigError: A setting is out of range, or the policy is not one for Push-T.
+        CheckpointError: The policy cannot be loaded.
+    """
+    output = Path(output)
+    _check(episodes, seed, env, max_steps, videos, environments, policy_batch)
+    _check_output(output)
+    folder = find_policy(policy_source)
+    device = choose_device(device)
+    policy = load_policy(policy_source, device=device)
+    policy = policy.with_sampler(noise_scheduler_type, num_inference_steps, n_action_steps)
+    began = time.perf_counter()
+    results = rollout(
+        policy,
+        range(seed, seed + episodes),
+        max_steps=max_steps,
+        environments=environments,
+        policy_batch=policy_batch,
+        progress=progress,
+    )
+    seconds = time.perf_counter() - began
+    settings = {
+        "policy": str(policy_source),
+        "weights_sha256": _sha256(folder / "model.safetensors"),
+        "env": env,
+        **_sampler(policy.config),
+        "max_steps": max_steps,
+        "seed": seed,
+        "policy_batch": policy_batch,
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }
+    evaluation = summary(results) | {"settings": settings, "versions": versions(), "seconds": round(seconds, 1)}
+    options = {
+        "--episodes": episodes,
+        "--seed": seed,
+        "--noise-scheduler-type": noise_scheduler_type,
+        "--num-inference-steps": num_inference_steps,
+        "--n-action-steps": n_action_steps,
+        "--max-steps": None if max_steps == MAX_STEPS else max_steps,
+        "--policy-batch": None if policy_batch == 64 else policy_batch,
+        "--output": output,
+    }
+    words = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
+    command = shlex.join(["visuomotor", "eval", str(policy_source), *words])
+    with atomic_folder(output) as draft:
+        files = _write_videos(results, videos, draft / "videos")
+        write_bytes(draft / "report.html", report(evaluation, command, files, _metrics(folder)).encode())
+        write_json(draft / "eval.json", evaluation)
+    return evaluation
+
+
+def summary(results: Sequence[Episode]) -> dict[str, Any]:
+    """The figures of some episodes, as they stand in `eval.json`."""
+    count = len(results)
+    solved = sum(episode.success for episode in results)
+    return {
+        "success_rate": solved / count,
+        "success_rate_interval": list(wilson_interval(solved, count)),
+        "mean_max_coverage": sum(episode.max_coverage for episode in results) / count,
+        "mean_max_reward": sum(episode.max_reward for episode in results) / count,
+        "episodes": [
+            {name: getattr(episode, name) for name in ("seed", "success", "max_coverage", "max_reward", "steps")}
+            for episode in results
+        ],
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the figures were made with."""
+    packages = ("visuomotor", "torch", "numpy", "gym-pusht", "pymunk")
+    return {name: _version(name) for name in packages} | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    """The processor's name; `platform.processor` knows it on few systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sampler(config: DiffusionConfig) -> dict[str, Any]:
+    return {
+        "noise_scheduler_type": config.noise_scheduler_type,
+        "num_inference_steps": config.num_inference_steps or config.num_train_timesteps,
+        "n_action_steps": config.n_action_steps,
+    }
+
+
+def _check(
+    episodes: int, seed: int, env: str, max_steps: int, videos: int, environments: int | None, batch: int
+) -> None:
+    if env not in ENVIRONMENTS:
+        advice = f"did you mean {nearest(env, ENVIRONMENTS)}?"
+        raise ConfigError(mismatch("env", f"one of {list(ENVIRONMENTS)}", repr(env), advice))
+    least = {
+        "episodes": (episodes, 1),
+        "seed": (seed, 0),
+        "max_steps": (max_steps, 1),
+        "videos": (videos, 0),
+        "environments": (environments or 1, 1),
+        "policy_batch": (batch, 1),
+    }
+    for name, (value, lowest) in least.items():
+        if value < lowest:
+            raise ConfigError(mismatch(name, f"{lowest} or more", value, "choose a larger number"))
+
+
+def _check_output(output: Path) -> None:
+    """Only an earlier evaluation is replaced: nothing else of the user's."""
+    if not output.exists():
+        return
+    found = sorted(path.name for path in output.iterdir()) if output.is_dir() else ["a file"]
+    if set(found) - {"eval.json", "report.html", "videos"}:
+        advice = "choose another output, or move this away"
+        raise ConfigError(mismatch(str(output), "a new folder or an earlier evaluation", found[:8], advice))
+
+
+def _write_videos(results: Sequence[Episode], count: int, folder: Path) -> list[Path]:
+    """The first successes and the first failures, up to `count` of each."""
+    chosen = [episode for episode in results if episode.success][:count]
+    chosen += [episode for episode in results if not episode.success][:count]
+    files = []
+    for episode in chosen:
+        folder.mkdir(exist_ok=True)
+        files.append(folder / f"{'success' if episode.success else 'failure'}_{episode.seed}.mp4")
+        write_video(files[-1], episode_frames(episode))
+    return files
+
+
+def _metrics(policy_folder: Path) -> Path | None:
+    """`metrics.jsonl` of the run that a checkpoint's policy lies in: RUN/checkpoints/step_000050/policy."""
+    candidates = [parent / "metrics.jsonl" for parent in policy_folder.resolve().parents[:3]]
+    return next((path for path in candidates if path.is_file()), None)

@@ -1,0 +1,248 @@
+"""Diffusion Policy (Chi et al. 2023): observations in, chunks of actions out."""
+
+import copy
+import dataclasses
+from collections import deque
+from collections.abc import Mapping
+
+import torch
+from torch import Generator, Tensor, nn
+
+from visuomotor.config import DiffusionConfig, Feature
+from visuomotor.errors import CheckpointError, mismatch
+from visuomotor.policy.normalization import Normalizer, Statistics
+from visuomotor.policy.samplers import SAMPLERS, draws
+from visuomotor.policy.schedule import NoiseSchedule
+from visuomotor.policy.unet import ConditionalUnet1d
+from visuomotor.policy.vision import RgbEncoder, load_pretrained, resize_and_crop
+
+Batch = Mapping[str, Tensor]
+
+
+class DiffusionModel(nn.Module):
+    """The trained parts: encoders and U-Net. Everything in and out is normalised."""
+
+    def __init__(self, config: DiffusionConfig):
+        super().__init__()
+        self.config = config
+        cameras = config.image_features
+        size = sum(f.shape[0] for f in (config.state_feature, config.env_state_feature) if f is not None)
+        if cameras:
+            separate = config.use_separate_rgb_encoder_per_camera
+            encoders = [RgbEncoder(config) for _ in range(len(cameras) if separate else 1)]
+            if config.pretrained_backbone_weights:
+                for encoder in encoders:
+                    load_pretrained(encoder.backbone, config.pretrained_backbone_weights)
+            self.rgb_encoder = nn.ModuleList(encoders) if separate else encoders[0]
+            size += encoders[0].feature_dim * len(cameras)
+        action_size = config.output_features["action"].shape[0]
+        self.unet = ConditionalUnet1d(config, action_size, size * config.n_obs_steps)
+
+    def global_cond(self, observation: Batch) -> Tensor:
+        """What the U-Net is told of the observation: per step state, key points of each camera, environment state.
+
+        Args:
+            observation: States (B, To, D); images (B, To, C, h, w), cropped.
+
+        Returns:
+            (B, To * numbers a step).
+        """
+        parts = []
+        if self.config.state_feature is not None:
+            parts.append(observation["observation.state"])
+        if cameras := list(self.config.image_features):
+            parts.extend(self._image_features([observation[name] for name in cameras]))
+        if self.config.env_state_feature is not None:
+            parts.append(observation["observation.environment_state"])
+        return torch.cat(parts, dim=-1).flatten(1)
+
+    def _image_features(self, cameras: list[Tensor]) -> list[Tensor]:
+        steps = cameras[0].shape[:2]
+        if isinstance(self.rgb_encoder, nn.ModuleList):
+            features = [
+                encoder(_nhwc(images.flatten(0, 1)))
+                for encoder, images in zip(self.rgb_encoder, cameras, strict=True)
+            ]
+        else:  # one pass over all cameras, in LeRobot's order: batch, step, camera
+            stacked = _nhwc(torch.stack(cameras, dim=2).flatten(0, 2))
+            features = list(self.rgb_encoder(stacked).unflatten(0, (*steps, len(cameras))).flatten(0, 1).unbind(1))
+        return [feature.unflatten(0, steps) for feature in features]
+
+
+def _nhwc(images: Tensor) -> Tensor:
+    """The same (B, C, H, W) with channels last in memory, which convolutions on CPUs and GPUs prefer."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+class DiffusionPolicy(nn.Module):
+    """Predicts chunks of actions from observations in data units, and acts with a queue.
+
+    Args:
+        config: With `input_features` and `output_features` filled.
+        statistics: For each feature what its normalisation needs, as `Dataset.statistics` has them.
+
+    Raises:
+        CheckpointError: A statistic is missing or does not fit.
+    """
+
+    def __init__(self, config: DiffusionConfig, statistics: Statistics):
+        super().__init__()
+        if "action" not in config.output_features or not config.input_features:
+            found = f"{list(config.input_features)} in, {list(config.output_features)} out"
+            advice = "fill input_features and output_features, or let `train` do it from the data set"
+            raise CheckpointError(mismatch("config", "observations in and `action` out", found, advice))
+        self.config = config
+        self.statistics = statistics
+        self.normalizer = Normalizer(config, statistics)
+        self.schedule = NoiseSchedule(config)
+        self.diffusion = DiffusionModel(config)
+        self.diffusion.to(memory_format=torch.channels_last)
+        self.reset()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; what comes in may lie elsewhere."""
+        return next(self.parameters()).device
+
+    # Training
+
+    def compute_loss(self, batch: Batch, generator: Generator | None = None, noise_draws: int = 1) -> Tensor:
+        """Mean squared error of the network's prediction at random noise levels (Chi et al. 2023, equation 5).
+
+        Args:
+            batch: Observations (B, To, ...) and `action` (B, Tp, Da) in data units, `action_is_pad` (B, Tp) if padded
+                actions are masked.
+            generator: Draws crops, steps and noise; None takes torch's own.
+            noise_draws: Noisy copies of each sample's actions; the encoders run once for all of them.
+
+        Returns:
+            A scalar, the mean over everything (masked entries count as 0, as in LeRobot).
+        """
+        generator = generator or torch.default_generator
+        clean = self.normalizer("action", batch["action"].to(self.device)).repeat(noise_draws, 1, 1)
+        steps = torch.randint(self.schedule.num_train_timesteps, (len(clean),), generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        random_crop = generator if self.training and self.config.crop_is_random else None
+        condition = self.diffusion.global_cond(self._prepare(batch, random_crop)).repeat(noise_draws, 1)
+        return self.denoising_loss(condition, clean, noise.to(clean.device), steps.to(clean.device), batch)
+
+    def denoising_loss(self, global_cond: Tensor, clean: Tensor, noise: Tensor, steps: Tensor, batch: Batch) -> Tensor:
+        """The loss for given noise (B, Tp, Da) and steps (B,); `clean` is normalised."""
+        prediction = self.diffusion.unet(self.schedule.add_noise(clean, noise, steps), steps, global_cond)
+        target = noise if self.config.prediction_type == "epsilon" else clean
+        error = (prediction - target) ** 2
+        if self.config.do_mask_loss_for_padding:
+            inside = ~batch["action_is_pad"].to(self.device)  # (B, Tp)
+            error = error * inside.repeat(len(error) // len(inside), 1)[..., None]
+        return error.mean()
+
+    # Acting
+
+    def reset(self) -> None:
+        """Forgets the past: call it when an episode begins."""
+        self._observations: dict[str, deque[Tensor]] = {}
+        self._actions: deque[Tensor] = deque()
+
+    @torch.no_grad()
+    def select_action(self, observation: Batch, noise: Tensor | None = None) -> Tensor:
+        """The next action, from a queue that is filled by a new prediction when it is empty.
+
+        Args:
+            observation: The present step only: images (B, C, H, W), states (B, D), in data units.
+            noise: As for `predict_action_chunk`, used if this call predicts.
+
+        Returns:
+            (B, Da) in data units. The first call after `reset` takes its observation for the past steps too.
+        """
+        for name in self.config.input_features:
+            if name not in observation:
+                raise self._missing(name, observation)
+            past = self._observations.setdefault(name, deque(maxlen=self.config.n_obs_steps))
+            past.extend([observation[name]] * (1 if past else self.config.n_obs_steps))
+        if not self._actions:
+            stacked = {name: torch.stack(list(past), dim=1) for name, past in self._observations.items()}
+            self._actions.extend(self.predict_action_chunk(stacked, noise).unbind(1))
+        return self._actions.popleft()
+
+    @torch.no_grad()
+    def predict_action_chunk(self, observation: Batch, noise: Tensor | None = None) -> Tensor:
+        """The actions to execute from now on.
+
+        Args:
+            observation: Images uint8 or float in [0, 1], (B, To, C, H, W); states in data units, (B, To, D).
+            noise: Where sampling starts, (B, Tp, Da); or (K, B, Tp, Da) with K = `noise_draws()`, which holds the draws
+                of the sampler's steps too. What is not given comes from torch's generator.
+
+        Returns:
+            (B, Ta, Da) in data units.
+        """
+        condition = self.diffusion.global_cond(self._prepare(observation, None))
+        actions = self.sample(condition, noise)
+        start = self.config.n_obs_steps - 1
+        return self.normalizer.inverse("action", actions[:, start : start + self.config.n_action_steps])
+
+    def sample(self, global_cond: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Runs the sampler: (B, G) -> all (B, Tp, Da), normalised. `noise` as for `predict_action_chunk`."""
+        shape = (len(global_cond), self.config.horizon, self.config.output_features["action"].shape[0])
+        given = noise if noise is None or noise.dim() == 4 else noise[None]
+        count = 0 if given is None else len(given)
+        if given is not None and (given.shape[1:] != shape or count not in (1, self.noise_draws())):
+            expected = f"{shape} or {(self.noise_draws(), *shape)}"
+            raise CheckpointError(mismatch("noise", expected, tuple(given.shape), "draw it anew for this batch"))
+        drawn = torch.randn(self.noise_draws() - count, *shape, device=global_cond.device)
+        start = drawn if given is None else torch.cat([given.to(drawn), drawn])
+
+        def predict(x: Tensor, step: int) -> Tensor:
+            return self.diffusion.unet(x, torch.full((len(x),), step, device=x.device), global_cond)
+
+        return SAMPLERS[self.config.noise_scheduler_type](predict, self.schedule, start, self._steps())
+
+    def noise_draws(self) -> int:
+        """K: how many draws of (Tp, Da) one chunk takes with this sampler and number of steps."""
+        return draws(self.config.noise_scheduler_type, self._steps())
+
+    def with_sampler(
+        self,
+        noise_scheduler_type: str | None = None,
+        num_inference_steps: int | None = None,
+        n_action_steps: int | None = None,
+    ) -> "DiffusionPolicy":
+        """The same weights acting in another way; None keeps what this policy does."""
+        asked = {
+            "noise_scheduler_type": noise_scheduler_type,
+            "num_inference_steps": num_inference_steps,
+            "n_action_steps": n_action_steps,
+        }
+        config = dataclasses.replace(self.config, **{name: value for name, value in asked.items() if value is not None})
+        other = copy.copy(self)  # shallow: modules are shared
+        other.config = config
+        other.reset()
+        return other
+
+    def _steps(self) -> int:
+        return self.config.num_inference_steps or self.config.num_train_timesteps
+
+    def _prepare(self, observation: Batch, random_crop: Generator | None) -> dict[str, Tensor]:
+        """Checks, crops and normalises what the network sees, on the network's device."""
+        prepared = {}
+        for name, feature in self.config.input_features.items():
+            if name not in observation:
+                raise self._missing(name, observation)
+            values = observation[name].to(self.device)
+            self._check_shape(name, feature, values)
+            if feature.type == "VISUAL":
+                values = resize_and_crop(values, self.config, random_crop)
+            prepared[name] = self.normalizer(name, values)
+        return prepared
+
+    def _check_shape(self, name: str, feature: Feature, values: Tensor) -> None:
+        expected = (self.config.n_obs_steps, *feature.shape)
+        if values.shape[1:] != expected:
+            wanted = f"(B, {', '.join(map(str, expected))})"
+            moved = values.dim() == 5 and values.shape[-1] == feature.shape[0]
+            advice = "move the channels first" if moved else "give To steps of the trained shape"
+            raise CheckpointError(mismatch(name, wanted, tuple(values.shape), advice))
+
+    def _missing(self, name: str, observation: Batch) -> CheckpointError:
+        found = sorted(observation)
+        return CheckpointError(mismatch(name, "an observation of that name", found, "rename it or add it"))

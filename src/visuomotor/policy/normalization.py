@@ -1,0 +1,74 @@
+"""Data units to network units and back, by the statistics of the demonstrations."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from visuomotor.config import DiffusionConfig
+from visuomotor.errors import CheckpointError, mismatch
+
+Statistics = Mapping[str, Mapping[str, np.ndarray]]
+
+NEEDED = {"MIN_MAX": ("min", "max"), "MEAN_STD": ("mean", "std"), "IDENTITY": ()}
+
+
+class Normalizer(nn.Module):
+    """Every feature is (x - offset) / scale; the inverse exists for actions.
+
+    MIN_MAX maps [min, max] to [-1, 1], MEAN_STD to mean 0 and deviation 1. Differs from LeRobot: a dimension that never
+    changed in the demonstrations is only shifted, not divided by 1e-8, so that a stray value does not explode.
+
+    Raises:
+        CheckpointError: A statistic that the mode needs is missing, not finite, or of another shape.
+    """
+
+    def __init__(self, config: DiffusionConfig, statistics: Statistics):
+        super().__init__()
+        self.places: dict[str, int] = {}
+        for place, (name, feature) in enumerate((config.input_features | config.output_features).items()):
+            mode = config.normalization_mapping.get(feature.type, "IDENTITY")
+            shape = (feature.shape[0], 1, 1) if feature.type == "VISUAL" else feature.shape
+            values = [_statistic(statistics, name, key, shape) for key in NEEDED[mode]]
+            offset, scale = torch.zeros(shape), torch.ones(shape)
+            if mode == "MIN_MAX":
+                low, high = values
+                scale = torch.where(high > low, (high - low) / 2, 1.0)
+                offset = low + scale
+            elif mode == "MEAN_STD":
+                offset = values[0]
+                scale = torch.where(values[1] > 0, values[1] + 1e-8, 1.0)
+            self.places[name] = place
+            self.register_buffer(f"offset_{place}", offset, persistent=False)
+            self.register_buffer(f"scale_{place}", scale, persistent=False)
+
+    def forward(self, name: str, values: Tensor) -> Tensor:
+        """(..., *shape) in data units -> network units. Images as uint8 count as 0 to 1."""
+        offset, scale = self._constants(name)
+        if values.dtype == torch.uint8:
+            offset, scale = offset * 255, scale * 255
+        return (values - offset) / scale
+
+    def inverse(self, name: str, values: Tensor) -> Tensor:
+        """Network units -> data units."""
+        offset, scale = self._constants(name)
+        return values * scale + offset
+
+    def _constants(self, name: str) -> tuple[Tensor, Tensor]:
+        place = self.places[name]
+        return getattr(self, f"offset_{place}"), getattr(self, f"scale_{place}")
+
+
+def _statistic(statistics: Statistics, name: str, key: str, shape: tuple[int, ...]) -> Tensor:
+    found = statistics.get(name, {}).get(key)
+    if found is None:
+        known = {feature: sorted(values) for feature, values in statistics.items()}
+        advice = "compute the statistics of the data set anew, or use another normalization_mapping"
+        raise CheckpointError(mismatch(f"statistics of {name}: {key}", f"numbers of shape {shape}", known, advice))
+    value = torch.as_tensor(np.asarray(found, dtype=np.float32))
+    if value.numel() != int(np.prod(shape)) or not bool(value.isfinite().all()):
+        found = tuple(value.shape) if value.numel() != int(np.prod(shape)) else value.tolist()
+        advice = "the statistics belong to other data, or the data is damaged"
+        raise CheckpointError(mismatch(f"statistics of {name}: {key}", f"finite numbers of {shape}", found, advice))
+    return value.reshape(shape)

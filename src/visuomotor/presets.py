@@ -1,0 +1,95 @@
+"""Named recipes: each a function that returns a config. Measured results stand in the README."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from visuomotor.config import DiffusionConfig, Recipe, TrainingConfig, nearest
+from visuomotor.errors import ConfigError, mismatch
+
+KEYPOINTS = ("observation.state", "observation.environment_state")
+IMAGE = ("observation.image", "observation.state")
+
+
+def pusht_image() -> Recipe:
+    """Push-T from images: the published recipe, 263M parameters, for a GPU."""
+    return Recipe(DiffusionConfig(), TrainingConfig(observations=IMAGE))
+
+
+def pusht_keypoints() -> Recipe:
+    """Push-T from the block's corners: the published recipe's U-Net, for a GPU."""
+    return Recipe(DiffusionConfig(crop_shape=None), TrainingConfig(observations=KEYPOINTS, batch_size=256))
+
+
+def pusht_image_small() -> Recipe:
+    """Push-T from images on two processor cores: half-width ResNet up to stride 16, small U-Net."""
+    policy = DiffusionConfig(
+        backbone_width=32,
+        backbone_stages=3,
+        down_dims=(64, 128, 256),
+        noise_scheduler_type="DDIM",
+        num_inference_steps=10,
+    )
+    training = TrainingConfig(
+        steps=14_000,
+        batch_size=64,
+        noise_draws=3,
+        observations=IMAGE,
+        augmentation="pusht-mirror",
+        optimizer_lr=5e-4,
+        grad_clip_norm=1.0,
+        trunk_precision="bfloat16",
+        save_every=500,
+    )
+    return Recipe(policy, training)
+
+
+def pusht_keypoints_small() -> Recipe:
+    """Push-T from the block's corners on two processor cores: 4.5M parameters."""
+    policy = DiffusionConfig(
+        crop_shape=None, down_dims=(64, 128, 256), noise_scheduler_type="DDIM", num_inference_steps=10
+    )
+    training = TrainingConfig(
+        steps=14_000,
+        batch_size=256,
+        observations=KEYPOINTS,
+        augmentation="pusht-mirror",
+        optimizer_lr=1e-3,
+        grad_clip_norm=1.0,
+        save_every=1_000,
+    )
+    return Recipe(policy, training)
+
+
+def demo() -> Recipe:
+    """`pusht-keypoints-small`, shortened to a few minutes: what `visuomotor demo` trains."""
+    recipe = pusht_keypoints_small()
+    return replace(recipe, training=replace(recipe.training, steps=1_000, scheduler_warmup_steps=100))
+
+
+def debug() -> Recipe:
+    """Two steps of a tiny policy, to see that everything runs."""
+    policy = DiffusionConfig(crop_shape=None, down_dims=(16, 32), n_groups=4, backbone_width=16, backbone_stages=2)
+    training = TrainingConfig(steps=2, batch_size=4, scheduler_warmup_steps=1, save_every=1, log_every=1)
+    return Recipe(replace(policy, noise_scheduler_type="DDIM", num_inference_steps=2), training)
+
+
+PRESETS: dict[str, Callable[[], Recipe]] = {
+    "pusht-image": pusht_image,
+    "pusht-keypoints": pusht_keypoints,
+    "pusht-image-small": pusht_image_small,
+    "pusht-keypoints-small": pusht_keypoints_small,
+    "demo": demo,
+    "debug": debug,
+}
+
+
+def preset(name: str) -> Recipe:
+    """The recipe of a name.
+
+    Raises:
+        ConfigError: There is none; the nearest is named.
+    """
+    if name not in PRESETS:
+        advice = f"did you mean {nearest(name, PRESETS)}?"
+        raise ConfigError(mismatch("preset", f"one of {list(PRESETS)}", repr(name), advice))
+    return PRESETS[name]()

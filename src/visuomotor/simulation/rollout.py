@@ -1,0 +1,186 @@
+"""Many episodes of Push-T at once, with one batched call of the policy a chunk of actions.
+
+What happens in an episode depends on its own seed only, not on how many others run beside it or in which order: the
+initial state is gym-pusht's for that seed, the noise is drawn from (seed, number of the chunk), and the policy always
+sees one shape of batch, because the order in which a processor sums may change with the shape.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from visuomotor.config import DiffusionConfig
+from visuomotor.errors import CheckpointError, ConfigError, mismatch
+from visuomotor.simulation.pusht import MAX_STEPS, SUCCESS_COVERAGE, PushT, observe
+
+SECONDS_BETWEEN_LINES = 30
+
+
+class ChunkPolicy(Protocol):
+    """What a policy has to offer; `visuomotor.DiffusionPolicy` does."""
+
+    @property
+    def config(self) -> DiffusionConfig: ...
+
+    def noise_draws(self) -> int: ...
+
+    def predict_action_chunk(self, observation: dict[str, torch.Tensor], noise: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclass
+class Episode:
+    """What happened from one seed."""
+
+    seed: int
+    """Decides the initial state and the noise."""
+    states: list[np.ndarray] = field(default_factory=list)
+    """Steps + 1 states (5,) float64: before every action, and after the last."""
+    actions: list[np.ndarray] = field(default_factory=list)
+    """An action (2,) float32 for each step."""
+    coverages: list[float] = field(default_factory=list)
+    """The share of the goal covered after each action."""
+    chunk_starts: list[int] = field(default_factory=list)
+    """Steps at which the policy planned."""
+
+    @property
+    def steps(self) -> int:
+        """Actions taken."""
+        return len(self.actions)
+
+    @property
+    def max_coverage(self) -> float:
+        """The best of `coverages`."""
+        return max(self.coverages, default=0.0)
+
+    @property
+    def max_reward(self) -> float:
+        """gym-pusht's reward at best: `clip(coverage / 0.95, 0, 1)`."""
+        return min(self.max_coverage / SUCCESS_COVERAGE, 1.0)
+
+    @property
+    def success(self) -> bool:
+        """Whether the block covered more than 95 % of the goal; the episode ends there."""
+        return bool(self.coverages) and self.coverages[-1] > SUCCESS_COVERAGE
+
+
+def rollout(
+    policy: ChunkPolicy,
+    seeds: Sequence[int],
+    *,
+    max_steps: int = MAX_STEPS,
+    environments: int | None = None,
+    policy_batch: int = 64,
+    progress: bool = False,
+) -> list[Episode]:
+    """Runs one episode a seed, each until it succeeds or `max_steps` are over.
+
+    Args:
+        policy: Called with the last To states of `policy_batch` episodes; missing ones are copies, so that the shape
+            never changes. Before the first step the initial state counts as all To.
+        seeds: 0 or more each.
+        max_steps: Steps of a tenth of a second.
+        environments: Episodes that run at once; None runs all. Changes memory and time, not the result.
+        policy_batch: Episodes a call. Another number may change the last bits of an action, and so an outcome.
+        progress: Show a bar with the successes so far and the time left.
+
+    Returns:
+        The episodes in the order of `seeds`.
+
+    Raises:
+        ConfigError: The policy observes or does something that Push-T does not have.
+        CheckpointError: The policy's actions are not finite.
+    """
+    action = policy.config.output_features["action"].shape
+    if action != (2,):
+        raise ConfigError(mismatch("action", (2,), action, "take a policy trained on Push-T"))
+    episodes = [Episode(int(seed)) for seed in seeds]
+    waiting = list(reversed(episodes))
+    running: list[tuple[PushT, Episode]] = []
+    with _bar(episodes, max_steps, progress) as show:
+        while waiting or running:
+            while waiting and len(running) < (environments or len(episodes)):
+                running.append(_start(waiting.pop()))
+            for first in range(0, len(running), policy_batch):
+                group = running[first : first + policy_batch]
+                chunks = _plan(policy, [episode for _, episode in group], policy_batch)
+                for (environment, episode), chunk in zip(group, chunks, strict=True):
+                    _execute(environment, episode, chunk[: max_steps - episode.steps])
+                show()
+            running = [pair for pair in running if not _over(pair[1], max_steps)]
+    return episodes
+
+
+def chunk_noise(seed: int, chunk: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The Gaussian noise of an episode's `chunk`-th plan, float32: the same whatever else runs."""
+    return np.random.default_rng((seed, chunk)).standard_normal(shape, dtype=np.float32)
+
+
+def _start(episode: Episode) -> tuple[PushT, Episode]:
+    environment = PushT()
+    episode.states.append(environment.reset(episode.seed))
+    return environment, episode
+
+
+def _plan(policy: ChunkPolicy, episodes: list[Episode], batch: int) -> np.ndarray:
+    """The next actions of each episode, (len(episodes), Ta, 2)."""
+    config = policy.config
+    states = [
+        [episode.states[max(0, episode.steps + step)] for step in config.observation_steps] for episode in episodes
+    ]
+    shape = (policy.noise_draws(), config.horizon, 2)
+    noise = np.stack([chunk_noise(episode.seed, len(episode.chunk_starts), shape) for episode in episodes], axis=1)
+    rows = np.minimum(np.arange(batch), len(episodes) - 1)  # the last one again and again fills the batch
+    observation = observe(np.array(states), config.input_features)
+    actions = policy.predict_action_chunk(
+        {name: torch.from_numpy(values[rows]) for name, values in observation.items()},
+        noise=torch.from_numpy(noise[:, rows]),
+    )
+    if not actions.isfinite().all():
+        raise CheckpointError(mismatch("action", "finite numbers", "NaN or infinity", "train the policy again"))
+    return actions[: len(episodes)].float().cpu().numpy()
+
+
+def _execute(environment: PushT, episode: Episode, chunk: np.ndarray) -> None:
+    episode.chunk_starts.append(episode.steps)
+    for action in chunk:
+        state, coverage = environment.step(action)
+        episode.states.append(state)
+        episode.actions.append(action)
+        episode.coverages.append(coverage)
+        if coverage > SUCCESS_COVERAGE:
+            break
+
+
+def _over(episode: Episode, max_steps: int) -> bool:
+    return episode.success or episode.steps == max_steps
+
+
+@contextmanager
+def _bar(episodes: list[Episode], max_steps: int, visible: bool) -> Iterator[Callable[[], None]]:
+    """A function that brings the progress bar up to date; without a terminal, one that now and then prints a line."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = [TextColumn("rolling out"), BarColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn()]
+    with Progress(*columns, console=console, disable=not (visible and console.is_terminal)) as bar:
+        task = bar.add_task("", total=len(episodes) * max_steps, said="")
+        printed = time.monotonic()
+
+        def show() -> None:
+            nonlocal printed
+            over = [episode for episode in episodes if _over(episode, max_steps)]
+            saved = sum(max_steps - episode.steps for episode in over)  # steps that early ends have made unnecessary
+            said = f"{sum(episode.success for episode in over)} of {len(over)} solved, {len(episodes)} in all"
+            bar.update(task, completed=saved + sum(episode.steps for episode in episodes), said=said)
+            if visible and not console.is_terminal and time.monotonic() - printed > SECONDS_BETWEEN_LINES:
+                printed = time.monotonic()
+                print(said, file=sys.stderr, flush=True)
+
+        yield show

@@ -1,0 +1,32 @@
+"""An exponential moving average of the weights, which acts better than the weights themselves."""
+
+import copy
+
+import torch
+
+from visuomotor.config import TrainingConfig
+from visuomotor.policy.diffusion import DiffusionPolicy
+
+
+class WeightAverage:
+    """Follows a policy's weights with decay 1 - (1 + step) ** -power, at most max_decay (as diffusion_policy does).
+
+    Buffers (BatchNorm's statistics) are copied, not averaged. With max_decay 0 the average is the policy.
+
+    Attributes:
+        policy: A copy in evaluation mode that holds the averages.
+    """
+
+    def __init__(self, policy: DiffusionPolicy, config: TrainingConfig):
+        self.power, self.max_decay = config.ema_power, config.ema_max_decay
+        self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
+        self._averages, self._weights = list(self.policy.parameters()), list(policy.parameters())
+        self._buffers = list(zip(self.policy.buffers(), policy.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Call after the optimizer's step number `step`, from 0."""
+        decay = min(1 - (1 + step) ** -self.power, self.max_decay)
+        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+        for average, buffer in self._buffers:
+            average.copy_(buffer)
