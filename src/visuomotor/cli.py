@@ -9,6 +9,7 @@ import io
 import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -232,15 +233,15 @@ def _parse(default: Options, verb: str, arguments: list[str], about: str) -> Opt
 
 
 def _one_line(box: str, verb: str) -> str:
-    """What tyro says in a frame of several lines, without the frame, its title and colours."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]
-    said = [line.strip("│|").rstrip()[1:] for line in lines]
-    rule = next((row for row, line in enumerate(said) if not line.strip(" ─╰╯-+")), len(said))
-    said = said[:rule]
+    """What tyro says in a frame: the lines below the title and above the next rule, without frame and colours."""
+    rows = [row.rstrip() for row in re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", "", box).splitlines()[1:]]
+    rules = [number for number, row in enumerate(rows) if not row.strip(" ─-")]
+    first = 1 if rules[0] == 0 else 0  # where the terminal knows no frames, a rule follows the title
+    said = textwrap.dedent("\n".join(rows[first : rules[first]])).splitlines()
     if said[0].startswith("Missing from"):
-        missing = [line.strip() for line in said if re.match(r" {4}\S", line)]  # their help stands further in
+        missing = [row.strip() for row in said if re.match(r" {4}\S", row)]  # their help stands further in
         return mismatch(f"visuomotor {verb}", " and ".join(missing), "none", f"see visuomotor {verb} --help")
-    return f"visuomotor {verb}: {' '.join(line.strip() for line in said)}"
+    return f"visuomotor {verb}: {' '.join(row.strip() for row in said)}"
 
 
 def _unknown(token: str, default: Any, verb: str) -> str:

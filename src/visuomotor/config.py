@@ -2,8 +2,9 @@
 
 import dataclasses
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from visuomotor.errors import ConfigError, mismatch
 
@@ -337,7 +338,7 @@ class Recipe:
     """How it is trained."""
 
 
-def _check(rules: list[tuple[bool, str, object, object, str]]) -> None:
+def _check(rules: Sequence[tuple[bool, str, object, object, str]]) -> None:
     for holds, name, expected, found, advice in rules:
         if not holds:
             raise ConfigError(mismatch(name, expected, found, advice))
@@ -346,7 +347,7 @@ def _check(rules: list[tuple[bool, str, object, object, str]]) -> None:
 def _check_choices(config: Any) -> None:
     """A Literal field holds one of its values; a wrong one is answered with the nearest."""
     for spec in dataclasses.fields(config):
-        choices = getattr(spec.type, "__args__", ())
+        choices = get_args(spec.type)
         value = getattr(config, spec.name)
         named = choices and all(isinstance(choice, str) for choice in choices)
         if named and isinstance(value, str) and value not in choices:
@@ -403,5 +404,5 @@ def _innermost(kind: Any, path: tuple[int | str, ...]) -> Any:
         if dataclasses.is_dataclass(kind):
             kind = {spec.name: spec.type for spec in dataclasses.fields(kind)}[str(part)]
         else:
-            kind = kind.__args__[-1]
+            kind = get_args(kind)[-1]
     return kind

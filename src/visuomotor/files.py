@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -18,7 +18,7 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def atomic_folder(target: str | Path) -> Iterator[Path]:
+def atomic_folder(target: str | Path) -> Generator[Path]:
     """Yields an empty folder beside `target`; renames it to `target` when the block ends well, else deletes it.
 
     A folder already at `target` is replaced, and stays as it was if the block fails.

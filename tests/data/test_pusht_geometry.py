@@ -106,5 +106,5 @@ def test_a_reflected_picture_is_the_picture_of_the_reflected_state():
 
 
 def test_an_unknown_observation_is_refused():
-    with pytest.raises(ConfigError, match="observation.force: .* set augmentation to none"):
+    with pytest.raises(ConfigError, match=r"observation\.force: .* set augmentation to none"):
         mirror({"observation.force": torch.zeros(1, 2, 3)}, torch.tensor([True]))

@@ -84,6 +84,11 @@ def closed_form(name: str, shape: torch.Size) -> Tensor:
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    """max |a - b| / max(1, |b|), which equality holds under TOLERANCE."""
+    """max |a - b| / max(1, max |b|): what equality holds under TOLERANCE."""
     assert found.shape == expected.shape
-    return ((found - expected).abs() / expected.abs().clamp(min=1)).max().item()
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+
+
+def largest_error(found: Tensor, expected: Tensor) -> float:
+    """The largest `error` of the entries along the first axis, such as the steps of a trajectory."""
+    return max(error(a, b) for a, b in zip(found, expected, strict=True))

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.policy.vision import RgbEncoder, resize_and_crop
 
-from .lerobot_case import REFERENCE, TOLERANCE, Case, error, load_case
+from .lerobot_case import REFERENCE, TOLERANCE, Case, error, largest_error, load_case
 
 COMMITTED = "state, committed"
 WITH_IMAGES = ["image", "two_cameras"]
@@ -107,29 +108,58 @@ def test_schedule(case: Case) -> None:
     assert error(case.policy.schedule.alphas_cumprod, case.tensors["scheduler.alphas_cumprod"]) == 0
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
+@torch.no_grad()
 @for_cases(*CASES)
-def test_loss_and_gradients(case: Case, mode: str) -> None:
-    """From LeRobot's noise and steps: the noisy action, the loss, every parameter's gradient."""
-    t, policy = case.tensors, case.policy.train(mode == "train")
-    assert error(policy.schedule.add_noise(t["pre.action"], t["in.eps"], t["in.timesteps"]), t["out.noisy_action"]) == 0
-    condition = policy.diffusion.global_cond(network_input(case))
-    loss = policy.denoising_loss(condition, t["pre.action"], t["in.eps"], t["in.timesteps"], case.of("raw."))
-    assert error(loss, t[f"out.loss_{mode}"]) <= TOLERANCE
+def test_noisy_action_and_loss(case: Case) -> None:
+    t, policy = case.tensors, case.policy
+    assert error(policy.schedule.add_noise(t["pre.action"], t["in.eps"], t["in.timesteps"]), t["out.noisy_action"]) < 1e-6
+    for mode in ("eval", "train"):
+        assert error(loss(case, policy.train(mode == "train")), t[f"out.loss_{mode}"]) <= TOLERANCE
 
-    norms, sums = case.info.get(f"grad_l2_{mode}"), case.info.get(f"grad_sum_{mode}")
-    if norms is None or sums is None:  # not in the committed reference
-        return
-    loss.backward()
-    gradients = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
-    assert gradients.keys() == norms.keys() == sums.keys() == dict(policy.named_parameters()).keys()
-    found = {name: gradient.double() for name, gradient in gradients.items()}
-    expected_norms = torch.tensor([norms[name] for name in found], dtype=torch.float64)
-    assert error(torch.stack([g.norm() for g in found.values()]), expected_norms) <= TOLERANCE
-    expected_sums = torch.tensor([sums[name] for name in found], dtype=torch.float64)
-    assert error(torch.stack([g.sum() for g in found.values()]), expected_sums) <= TOLERANCE
-    for name, expected in case.of(f"grad_{mode}.").items():
-        assert error(gradients[f"diffusion.{name}"], expected) <= TOLERANCE
+
+def loss(case: Case, policy: DiffusionPolicy) -> Tensor:
+    """From LeRobot's preprocessed batch, noise and steps, in the policy's precision."""
+    dtype = next(policy.parameters()).dtype
+    condition = policy.diffusion.global_cond({name: x.to(dtype) for name, x in network_input(case).items()})
+    clean, noise = case.tensors["pre.action"].to(dtype), case.tensors["in.eps"].to(dtype)
+    return policy.denoising_loss(condition, clean, noise, case.tensors["in.timesteps"], case.of("raw."))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@for_cases(*CASES)
+def test_gradients(case: Case, precision: str) -> None:
+    """Norm and sum of every parameter's gradient, and two gradients whole.
+
+    The encoders' are held equal in float64: in float32 some of two million ReLUs are within rounding of zero, and one
+    that falls on the other side changes a norm by 1e-3 (the exact value is LeRobot's).
+    """
+    policy = case.policy if precision == "float32" else in_float64(case)
+    loss(case, policy).backward()
+    found = {name: p.grad.double() for name, p in policy.named_parameters() if p.grad is not None}
+    norms, sums = case.info["grad_l2_eval"], case.info["grad_sum_eval"]
+    assert found.keys() == norms.keys() == sums.keys() == dict(case.policy.named_parameters()).keys()
+    for name, gradient in found.items():
+        tolerance = 1e-2 if precision == "float32" and "rgb_encoder" in name else TOLERANCE
+        assert abs(gradient.norm().item() - norms[name]) <= tolerance * max(1, norms[name]), name
+        # Numbers of both signs cancel: their sum is as exact as the sum of their sizes.
+        assert abs(gradient.sum().item() - sums[name]) <= tolerance * max(1, gradient.abs().sum().item()), name
+    whole = case.of("grad_eval.")
+    assert whole
+    for name, expected in whole.items():
+        assert error(found[f"diffusion.{name}"].float(), expected) <= TOLERANCE
+
+
+@for_cases(*WITH_IMAGES, "state")
+def test_gradients_do_not_depend_on_the_mode(case: Case) -> None:
+    """In LeRobot neither: there is no dropout, GroupNorm has no mode, and these cases crop the centre."""
+    assert case.info["grad_l2_train"] == case.info["grad_l2_eval"]
+    gradients = []
+    for train in (False, True):
+        case.policy.train(train).zero_grad()
+        loss(case, case.policy).backward()
+        gradients.append([p.grad for p in case.policy.parameters()])
+    for evaluated, trained in zip(*gradients, strict=True):
+        assert torch.equal(evaluated, trained)
 
 
 @contextmanager
@@ -148,28 +178,30 @@ def sampler_noise(case: Case, name: str, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def run_sampler(case: Case, name: str, steps: int, policy: Any = None, teacher: Tensor | None = None) -> Tensor:
+def run_sampler(
+    case: Case, name: str, steps: int, policy: DiffusionPolicy | None = None, teacher: Tensor | None = None
+) -> Tensor:
     """x after each of the denoising steps, (steps, B, Tp, Da).
 
     With a teacher, (steps, B, Tp, Da) too, each step starts from what the teacher had, not from what we had.
     """
     policy = (policy or case.policy).with_sampler(name, steps)
+    condition = case.tensors["out.global_cond"].to(next(policy.parameters()).dtype)
     entered, levels = [], []
 
-    def enter(arguments: tuple[Tensor, Tensor, Tensor]) -> None:
+    def enter(arguments: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         x, step, _ = arguments
         entered.append(x.clone())
         levels.append(int(step[0]))
         if teacher is not None and len(entered) > 1:
             x.copy_(teacher[len(entered) - 2])
+        return x.to(condition.dtype), step, condition
 
-    noise = sampler_noise(case, name, steps)
-    condition = case.tensors["out.global_cond"].to(next(policy.parameters()).dtype)
     with hooked(policy.diffusion.unet, enter):
-        final = policy.sample(condition, noise)
+        final = policy.sample(condition, sampler_noise(case, name, steps))
     assert levels == case.tensors[f"sample.{name.lower()}{steps}.timesteps"].tolist()
-    assert error(entered[0].float(), case.tensors["in.init_noise"]) == 0
-    return torch.stack([*entered[1:], final])
+    assert torch.equal(entered[0].float(), case.tensors["in.init_noise"])
+    return torch.stack([x.to(final.dtype) for x in [*entered[1:], final]])
 
 
 @pytest.mark.parametrize(("name", "steps"), SAMPLERS)
@@ -177,26 +209,27 @@ def run_sampler(case: Case, name: str, steps: int, policy: Any = None, teacher: 
 def test_every_step_of_the_samplers(case: Case, name: str, steps: int) -> None:
     """Each step from LeRobot's x to its next one."""
     expected = case.tensors[f"sample.{name.lower()}{steps}.trajectory"]
-    assert error(run_sampler(case, name, steps, teacher=expected), expected) <= TOLERANCE
+    assert largest_error(run_sampler(case, name, steps, teacher=expected), expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "steps"), SAMPLERS)
 @for_cases(*CASES)
 def test_whole_trajectories(case: Case, name: str, steps: int) -> None:
+    """From LeRobot's first noise to the actions, on our own way."""
     found, key = run_sampler(case, name, steps), f"sample.{name.lower()}{steps}"
     final, trajectory = case.tensors[f"{key}.final"], case.tensors.get(f"{key}.trajectory")
     if (name, steps) == ("DDIM", 100) and case.policy.config.prediction_type == "epsilon":
-        # These random weights amplify rounding a thousandfold in 100 steps, and LeRobot's float32 run is itself further
-        # than the tolerance from the same sum in float64: only the same kernels could follow it. The steps one by one
-        # are held equal above; here the runs stay as near to each other as LeRobot's is to the exact one.
+        # These random weights amplify rounding a thousandfold in 100 steps: LeRobot's own float32 run is further than
+        # the tolerance from the same sum in float64, and only the same kernels could follow it. The steps one by one are
+        # held equal above; here our run stays as near to LeRobot's as that is to the exact one.
         assert trajectory is not None
         exact = run_sampler(case, name, steps, policy=in_float64(case))
-        assert TOLERANCE < error(trajectory.double(), exact) < 1e-3
-        assert error(found, trajectory) < 1e-3
+        assert TOLERANCE < largest_error(trajectory.double(), exact) < 1e-3
+        assert largest_error(found, trajectory) < 1e-3
         return
     assert error(found[-1], final) <= TOLERANCE
-    if trajectory is not None:
-        assert error(found, trajectory) <= TOLERANCE
+    if trajectory is not None:  # the committed reference holds the shorter ones
+        assert largest_error(found, trajectory) <= TOLERANCE
 
 
 @for_cases(*CASES)
@@ -219,18 +252,9 @@ def test_committed_reference_is_the_shared_one(case: Case) -> None:
         assert torch.equal(tensor, case.tensors[name]), name
 
 
-def in_float64(case: Case) -> Any:
+def in_float64(case: Case) -> DiffusionPolicy:
     """The policy in double precision; the step's embedding stays as float32 gives it."""
-
-    class Widened(nn.Module):
-        def __init__(self, embedding: nn.Module):
-            super().__init__()
-            self.embedding = embedding
-
-        def forward(self, step: Tensor) -> Tensor:
-            return self.embedding(step).double()
-
     policy = copy.deepcopy(case.policy).double()
-    encoder = policy.diffusion.unet.diffusion_step_encoder
-    encoder[0] = Widened(encoder[0])
+    embedding = policy.diffusion.unet.diffusion_step_encoder[0]
+    embedding.register_forward_hook(lambda _module, _arguments, angles: angles.double())
     return policy

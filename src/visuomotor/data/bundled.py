@@ -1,6 +1,7 @@
 """The demonstrations that come with Visuomotor: recorded from a trained policy, images drawn on first use."""
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ def read(file: Path = FILE, episodes: Sequence[int] | None = None) -> Demonstrat
         with np.load(file, allow_pickle=False) as content:
             agent, block, action, episode_ends = (content[name] for name in names)
         states = np.concatenate([agent, block], axis=1)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         advice = "install Visuomotor again, or record demonstrations again"
         found = "no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
         raise DatasetError(mismatch(str(file), f"an npz file of {', '.join(names)}", found, advice)) from error

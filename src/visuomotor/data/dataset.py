@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,8 @@ import torch
 from visuomotor.config import Feature
 from visuomotor.data import bundled, hub, lerobot, replay_buffer
 from visuomotor.data.demonstrations import Demonstrations
-from visuomotor.data.frames import FrameStore
+from visuomotor.data.frames import open_frames
+from visuomotor.data.lazy import Lazy
 from visuomotor.data.statistics import describe
 from visuomotor.data.windows import steps_from_timestamps, window_rows
 from visuomotor.errors import DatasetError, mismatch
@@ -62,20 +62,36 @@ class Dataset:
 
     `dataset[i]` is what LeRobot 0.6 returns: low-dimensional features, images float32 (C, H, W) in [0, 1], with a
     time axis in front and a `<name>_is_pad` mask for every feature that `delta_timestamps` names, and `task`.
+
+    Attributes:
+        source: The folder or file, for errors.
+        fps: Frames per second.
+        features: Type and shape of every observation and of the action; images are (C, H, W).
+        arrays: Every low-dimensional column, (N, D) or (N,).
+        frames: Every camera's images, (N, H, W, C) uint8, decoded when first touched and kept in the cache folder.
+        camera_keys: The cameras' names.
+        episodes: (E,) the episodes' own numbers.
+        episode_starts: (E,) their first rows.
+        episode_ends: (E,) one past their last rows.
+        statistics: For every feature float32 min, max, mean and std of (D,) or (C, 1, 1) and int64 count (1,); images
+            count as [0, 1]. Those that came with the data where they hold for just these episodes, else computed when
+            first touched.
     """
 
     def __init__(self, demonstrations: Demonstrations, delta_timestamps: dict[str, list[float]] | None = None):
         self.source: str = demonstrations.source
         self.fps: float = demonstrations.fps
         self.arrays: dict[str, np.ndarray] = demonstrations.arrays
-        self.frames = FrameStore(demonstrations.cameras)
-        self.camera_keys: list[str] = list(demonstrations.cameras)
+        cameras = demonstrations.cameras
+        self.frames: Lazy[np.ndarray] = Lazy(cameras, lambda name: open_frames(name, cameras[name]))
+        self.camera_keys: list[str] = list(cameras)
         self.episodes: np.ndarray = demonstrations.episodes
         self.episode_ends: np.ndarray = np.cumsum(demonstrations.lengths, dtype=np.int64)
         self.episode_starts: np.ndarray = self.episode_ends - demonstrations.lengths
         self.features: dict[str, Feature] = _features(demonstrations)
+        self.statistics: Lazy[dict[str, np.ndarray]] = Lazy(self.features, self._find_statistics)
         self._tasks = demonstrations.tasks
-        self._statistics = demonstrations.statistics
+        self._stored_statistics = demonstrations.statistics
         self._first_row = np.repeat(self.episode_starts, demonstrations.lengths)
         self._end_row = np.repeat(self.episode_ends, demonstrations.lengths)
         self._check_finite()
@@ -112,20 +128,6 @@ class Dataset:
         item["task"] = self._tasks[int(self.arrays["task_index"][row])]
         return item
 
-    @cached_property
-    def statistics(self) -> dict[str, dict[str, np.ndarray]]:
-        """For every one of `features`: float32 min, max, mean, std of (D,) or (C, 1, 1), and int64 count (1,).
-
-        Those that came with the data where they hold for the loaded episodes, else computed in one pass. Images count
-        as [0, 1].
-        """
-        return {
-            name: self._statistics[name]
-            if name in self._statistics
-            else describe(self.frames[name] if name in self.frames else self._tables[name])
-            for name in self.features
-        }
-
     def anchors(self, drop_n_last_frames: int) -> np.ndarray:
         """Rows that a training window may be relative to, int64: all but the last frames of each episode.
 
@@ -161,6 +163,11 @@ class Dataset:
             batch[name] = gathered.movedim(-1, -3) if name in self.frames else gathered
             batch[f"{name}_is_pad"] = torch.from_numpy(is_pad)
         return batch
+
+    def _find_statistics(self, name: str) -> dict[str, np.ndarray]:
+        if name in self._stored_statistics:
+            return self._stored_statistics[name]
+        return describe(self.frames[name] if name in self.frames else self._tables[name])
 
     def _check_finite(self) -> None:
         for name, array in self.arrays.items():

@@ -8,6 +8,9 @@ import numpy as np
 from visuomotor.data.frames import Camera
 from visuomotor.errors import DatasetError, mismatch
 
+COPY_AGAIN = "the file is damaged or cut off: copy or download it again"
+"""Advice on a file that cannot be read."""
+
 
 @dataclass(frozen=True)
 class Demonstrations:
@@ -29,6 +32,11 @@ class Demonstrations:
     """Cameras by name; nothing of them is decoded yet."""
     statistics: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     """Those that came with the data and hold for just these episodes."""
+
+
+def frame_numbers(lengths: np.ndarray) -> np.ndarray:
+    """0, 1, 2, ... of each episode, one after the other."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def choose_episodes(source: str, known: np.ndarray, wanted: Sequence[int] | None) -> np.ndarray:

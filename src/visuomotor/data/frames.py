@@ -3,8 +3,9 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -35,28 +36,6 @@ class Camera:
     """Together they yield every row once."""
     threads: int | None = None
     """Segments decoded at a time; None takes every processor."""
-
-
-class FrameStore(Mapping[str, np.ndarray]):
-    """Cameras by name as (N, H, W, C) uint8 arrays, each decoded when it is first touched."""
-
-    def __init__(self, cameras: Mapping[str, Camera]):
-        self._cameras = cameras
-        self._open: dict[str, np.ndarray] = {}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._open:
-            self._open[name] = open_frames(name, self._cameras[name])
-        return self._open[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._cameras  # Mapping's own would decode
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cameras)
-
-    def __len__(self) -> int:
-        return len(self._cameras)
 
 
 def fingerprint(*parts: object) -> str:
@@ -98,7 +77,6 @@ def _build(name: str, camera: Camera, target: Path) -> None:
         frames = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=camera.shape)
         _decode(name, camera, frames)
         frames.flush()
-        del frames  # Windows moves no file that is mapped
         # Of two processes that build at once the later one replaces equal content, which no reader notices.
         os.replace(draft, target)
     finally:
@@ -108,8 +86,9 @@ def _build(name: str, camera: Camera, target: Path) -> None:
 def _sweep(folder: Path) -> None:
     """Deletes drafts of processes that were killed."""
     for draft in folder.glob(".*.tmp"):
-        if time.time() - draft.stat().st_mtime > STALE:
-            draft.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # its process may move it just now
+            if time.time() - draft.stat().st_mtime > STALE:
+                draft.unlink()
 
 
 def _decode(name: str, camera: Camera, frames: np.ndarray) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from visuomotor.data.demonstrations import Demonstrations, choose_episodes
+from visuomotor.data.demonstrations import COPY_AGAIN, Demonstrations, choose_episodes, frame_numbers
 from visuomotor.data.lerobot_cameras import find_images, find_video
 from visuomotor.data.lerobot_meta import (
-    COPY_AGAIN,
     data_files,
     read_episodes,
     read_info,
@@ -37,22 +36,32 @@ def read(folder: Path, episodes: Sequence[int] | None = None) -> Demonstrations:
     chosen = choose_episodes(str(folder), index["episode_index"], episodes)
     features = info["features"]
     cameras = [name for name, feature in features.items() if feature["dtype"] in ("video", "image")]
-    columns = [name for name in features if name not in cameras]
+    columns = [name for name, feature in features.items() if _is_column(feature["dtype"])]
     arrays = _read_columns(folder, info, index, chosen, columns)
     frames = {}
     for name in cameras:
         find = find_video if features[name]["dtype"] == "video" else find_images
         frames[name] = find(folder, info, index, chosen, name)
+    tasks = read_tasks(folder)
+    unknown = sorted(set(np.unique(arrays["task_index"]).tolist()) - set(tasks))
+    if unknown:
+        name = f"{folder}/meta/tasks.parquet: task_index"
+        raise DatasetError(mismatch(name, f"{unknown} among them", sorted(tasks), "copy the data set again"))
     return Demonstrations(
         source=str(folder),
         fps=float(info["fps"]),
         arrays=arrays,
         episodes=index["episode_index"][chosen],
         lengths=index["length"][chosen],
-        tasks=read_tasks(folder),
+        tasks=tasks,
         cameras=frames,
         statistics=read_statistics(folder, features) if len(chosen) == len(index["length"]) else {},
     )
+
+
+def _is_column(dtype: str) -> bool:
+    """Numbers and text; what else LeRobot stores beside them (language, audio) is not read."""
+    return dtype in ("string", "bool") or dtype.startswith(("float", "int", "uint"))
 
 
 def _read_columns(
@@ -76,16 +85,14 @@ def _read_columns(
     # Files need not follow the episodes' order; rows do.
     episodes = np.concatenate(order)
     rows = np.argsort(np.repeat(episodes, index["length"][episodes]), kind="stable")
-    ordered = bool((np.diff(episodes) > 0).all())
-    joined = {column: np.concatenate(values) for column, values in pieces.items()}
-    return joined if ordered else {column: values[rows] for column, values in joined.items()}
+    return {column: np.concatenate(values)[rows] for column, values in pieces.items()}
 
 
 def _check_order(name: str, table: pa.Table, episodes: np.ndarray, lengths: np.ndarray) -> None:
     """Every episode's frames stand together, in the order of time."""
     for column, expected in (
         ("episode_index", np.repeat(episodes, lengths)),
-        ("frame_index", np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)),
+        ("frame_index", frame_numbers(lengths)),
     ):
         found = table[column].to_numpy()
         wrong = np.flatnonzero(found != expected)

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visuomotor.data import video
+from visuomotor.data.demonstrations import COPY_AGAIN, frame_numbers
 from visuomotor.data.frames import Camera, Segment, file_identity, fingerprint
-from visuomotor.data.lerobot_meta import COPY_AGAIN, data_files, file_name, first_line, open_parquet
+from visuomotor.data.lerobot_meta import data_files, file_name, first_line, open_parquet
 from visuomotor.errors import DatasetError, mismatch
 
 LEAST_FRAMES = 256  # of a video that are worth a decoder of their own
@@ -27,7 +28,8 @@ def _image_shape(folder: Path, info: dict[str, Any], name: str) -> tuple[int, in
         shape = (*shape[1:], shape[0])
     if len(shape) != 3 or shape[2] != 3:
         place = f"{folder}/meta/info.json: features.{name}"
-        raise DatasetError(mismatch(place, "a colour image (H, W, 3)", shape, "other cameras are not read: remove it"))
+        advice = "take it out with lerobot-edit-dataset (remove_feature)"
+        raise DatasetError(mismatch(place, "a colour image (H, W, 3)", shape, advice))
     return shape
 
 
@@ -45,9 +47,8 @@ def find_video(
         place = f"{folder}/meta/episodes: videos/{name}, episode {index['episode_index'][chosen][episode]}"
         expected, found = f"{lengths[episode]} frames", f"{span[episode]:.3f} s at {fps:g} frames/s"
         raise DatasetError(mismatch(place, expected, found, "length and timestamps are of different sets"))
-    starts = np.cumsum(lengths) - lengths
-    frame = np.arange(lengths.sum()) - np.repeat(starts, lengths)
-    seconds = np.repeat(column["from_timestamp"], lengths) + frame / fps
+    # From frame numbers, as LeRobot: the column `timestamp` is a float32, which rounds.
+    seconds = np.repeat(column["from_timestamp"], lengths) + frame_numbers(lengths) / fps
     places = np.stack([np.repeat(column[part], lengths) for part in ("chunk_index", "file_index")], axis=1)
     files, segments = [], []
     for place in np.unique(places, axis=0):
@@ -58,10 +59,16 @@ def find_video(
         files.append(file_identity(path, file))
         rows = np.flatnonzero((places == place).all(axis=1))
         rows = rows[np.argsort(seconds[rows], kind="stable")]
-        parts = min(4 * (os.cpu_count() or 1), max(1, len(rows) // LEAST_FRAMES))
-        for part in np.array_split(rows, parts):
+        for part in _stretches(rows, seconds[rows], fps):
             segments.append(partial(video.decode, path, str(path), seconds[part], part, shape, fps))
-    return Camera((len(frame), *shape), fingerprint(name, shape, files, places, seconds), segments)
+    return Camera((len(seconds), *shape), fingerprint(name, shape, files, places, seconds), segments)
+
+
+def _stretches(rows: np.ndarray, seconds: np.ndarray, fps: float) -> Iterator[np.ndarray]:
+    """Parts of a video's rows without a gap, and long ones in several, for as many decoders."""
+    parts = 4 * (os.cpu_count() or 1)
+    for stretch in np.split(rows, np.flatnonzero(np.diff(seconds) > 1.5 / fps) + 1):
+        yield from np.array_split(stretch, min(parts, max(1, len(stretch) // LEAST_FRAMES)))
 
 
 def find_images(
@@ -74,10 +81,8 @@ def find_images(
     files, segments = [], []
     for file, inside, wanted in data_files(info, index, chosen):
         files.append(file_identity(folder / file, file))
-        frame = np.arange(lengths[inside].sum()) - np.repeat(
-            np.cumsum(lengths[inside]) - lengths[inside], lengths[inside]
-        )
-        rows = np.where(np.repeat(wanted, lengths[inside]), np.repeat(first[inside], lengths[inside]) + frame, -1)
+        spread = lengths[inside]
+        rows = np.where(np.repeat(wanted, spread), np.repeat(first[inside], spread) + frame_numbers(spread), -1)
         segments += _image_segments(folder, file, name, rows, shape)
     chosen_lengths = lengths[chosen]
     mark = fingerprint(name, shape, files, index["episode_index"][chosen], chosen_lengths)
@@ -100,14 +105,14 @@ def _decode_images(
     path: Path, group: int, name: str, rows: np.ndarray, shape: tuple[int, int, int]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Images of a row group that are wanted, those whose row is not -1."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         column = pq.ParquetFile(path).read_row_group(group, columns=[name])[name]
-        for row, cell in zip(rows.tolist(), column, strict=True):
+        for row, cell in zip(rows.tolist(), column.to_pylist(), strict=True):
             if row < 0:
                 continue
-            content = cell["bytes"].as_py()
+            content = (cell or {}).get("bytes")
             if content is None:
                 advice = "store the images in the file, not beside it"
                 raise DatasetError(mismatch(f"{path}: {name}", "the image's bytes", "a path alone", advice))
@@ -115,5 +120,5 @@ def _decode_images(
             if image.shape != shape:
                 raise DatasetError(mismatch(f"{path}: {name}", f"images of {shape}", image.shape, "correct info.json"))
             yield row, image[None]
-    except (pa.ArrowException, OSError, UnidentifiedImageError, KeyError) as error:
+    except (pa.ArrowException, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(mismatch(f"{path}: {name}", "images", first_line(error), COPY_AGAIN)) from error

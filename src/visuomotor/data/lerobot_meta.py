@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from visuomotor.data.demonstrations import COPY_AGAIN
 from visuomotor.errors import DatasetError, mismatch
 
 VERSION = "v3.0"
-COPY_AGAIN = "the file is damaged or cut off: copy or download it again"
+REQUIRED = ("action", "episode_index", "frame_index", "task_index")
 STATISTICS = ("min", "max", "mean", "std", "count")
 
 
@@ -36,11 +37,13 @@ def read_info(folder: Path) -> dict[str, Any]:
         if not isinstance(info.get(key), int | float) or not info[key] > 0:
             raise DatasetError(mismatch(f"{name}: {key}", "a number above 0", info.get(key), "correct it"))
     for key, feature in info["features"].items():
-        if not isinstance(feature, dict) or "dtype" not in feature or "shape" not in feature:
+        known = isinstance(feature, dict) and isinstance(feature.get("dtype"), str)
+        if not known or not isinstance(feature.get("shape"), list):
             raise DatasetError(mismatch(f"{name}: features.{key}", "a dtype and a shape", feature, "correct it"))
-    if "action" not in info["features"]:
-        found, advice = list(info["features"]), "add the actions, or name that feature `action`"
-        raise DatasetError(mismatch(f"{name}: features", "`action` among them", found, advice))
+    missing = [f"`{key}`" for key in REQUIRED if key not in info["features"]]
+    if missing:
+        found, advice = list(info["features"]), "add it, or give that feature this name"
+        raise DatasetError(mismatch(f"{name}: features", f"{', '.join(missing)} among them", found, advice))
     return info
 
 
@@ -51,7 +54,7 @@ def _read_json(folder: Path, name: str) -> Any:
         raise DatasetError(mismatch(str(path), "a LeRobot v3.0 data set's file", "no such file", advice))
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise DatasetError(mismatch(str(path), "JSON", str(error), COPY_AGAIN)) from error
 
 
@@ -120,14 +123,18 @@ def read_statistics(folder: Path, features: dict[str, Any]) -> dict[str, dict[st
     """meta/stats.json as far as it is complete; what is left out is computed."""
     if not (folder / "meta/stats.json").is_file():
         return {}
-    stored = {}
-    for name, values in _read_json(folder, "meta/stats.json").items():
-        if name not in features or not all(key in values for key in STATISTICS):
+    stored, place = {}, f"{folder}/meta/stats.json"
+    content = _read_json(folder, "meta/stats.json")
+    for name, feature in features.items():
+        try:
+            values = {key: np.asarray(content[name][key], np.float32) for key in STATISTICS}
+        except KeyError:
             continue
-        found = {key: np.asarray(values[key], np.int64 if key == "count" else np.float32) for key in STATISTICS}
-        shape = (3, 1, 1) if features[name]["dtype"] in ("video", "image") else tuple(features[name]["shape"])
-        if all(found[key].shape == shape and np.isfinite(found[key]).all() for key in STATISTICS[:-1]):
-            stored[name] = found
+        except (TypeError, ValueError) as error:
+            raise DatasetError(mismatch(f"{place}: {name}", "numbers", str(error), COPY_AGAIN)) from error
+        shape = (3, 1, 1) if feature["dtype"] in ("video", "image") else tuple(feature["shape"])
+        if all(values[key].shape == shape and np.isfinite(values[key]).all() for key in STATISTICS[:-1]):
+            stored[name] = values | {"count": values["count"].astype(np.int64)}
     return stored
 
 

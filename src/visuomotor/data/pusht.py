@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from visuomotor.data.demonstrations import Demonstrations, choose_episodes
+from visuomotor.data.demonstrations import Demonstrations, choose_episodes, frame_numbers
 from visuomotor.data.frames import Camera
 from visuomotor.data.pusht_geometry import block_keypoints
 from visuomotor.errors import DatasetError, mismatch
@@ -43,8 +43,7 @@ def from_states(
         expected, found = f"ascending row numbers up to {rows}", _shortened(episode_ends)
         raise DatasetError(mismatch(f"{source}: episode_ends", expected, found, "the file is damaged: copy it again"))
     chosen = choose_episodes(source, np.arange(len(lengths)), episodes)
-    starts = np.cumsum(lengths) - lengths
-    frame = np.arange(rows) - np.repeat(starts, lengths)
+    frame = frame_numbers(lengths)
     columns = {
         "observation.state": states[:, :2].astype(np.float32),
         "observation.environment_state": block_keypoints(states[:, 2:]),

@@ -1,6 +1,7 @@
 """The original Push-T replay buffer: a zarr group with data/img, data/state, data/action and meta/episode_ends."""
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from visuomotor.data.demonstrations import Demonstrations
+from visuomotor.data.demonstrations import COPY_AGAIN, Demonstrations
 from visuomotor.data.frames import Camera, file_identity, fingerprint
 from visuomotor.data.pusht import from_states
 from visuomotor.errors import DatasetError, mismatch
 
 ARRAYS = ("data/img", "data/state", "data/action", "meta/episode_ends")
-COPY_AGAIN = "the file is damaged or cut off: copy or download it again"
+DAMAGE = (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)  # what a damaged file can raise
 
 
 def is_replay_buffer(path: Path) -> bool:
@@ -57,14 +58,15 @@ def _open(path: Path) -> dict[str, Any]:
             group = zarr.open_group(str(path), mode="r")
         else:
             group = zarr.open_group(ZipStore(str(path), mode="r"), mode="r", path=_root(path))
-        missing = [name for name in ARRAYS if name not in group]
-        if missing:
-            found = sorted(f"{name}/{array}" for name, part in group.groups() for array in part.array_keys())
-            advice = "this reads Push-T's replay buffer only"
-            raise DatasetError(mismatch(f"{path}: arrays", f"{missing} among them", found, advice))
-        return {name: group[name] for name in ARRAYS}
-    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+        found = {name: group[name] for name in ARRAYS if name in group}
+        known = sorted(f"{name}/{array}" for name, part in group.groups() for array in part.array_keys())
+    except DAMAGE as error:
         raise _damaged(path, "a zarr group", error) from error
+    missing = [name for name in ARRAYS if name not in found]
+    if missing:
+        advice = "this reads Push-T's replay buffer only"
+        raise DatasetError(mismatch(f"{path}: arrays", f"{missing} among them", known, advice))
+    return found
 
 
 def _root(path: Path) -> str:
@@ -78,13 +80,11 @@ def _root(path: Path) -> str:
 def _load(path: Path, name: str, array: Any, rows: slice) -> np.ndarray:
     try:
         return np.asarray(array[rows])
-    except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise _damaged(path, name, error) from error
 
 
 def _damaged(path: Path, what: str, error: Exception) -> DatasetError:
-    if isinstance(error, DatasetError):
-        return error
     found = str(error).splitlines()[0] if str(error) else type(error).__name__
     return DatasetError(mismatch(str(path), f"{what} that can be read", found, COPY_AGAIN))
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from visuomotor.data.demonstrations import COPY_AGAIN
 from visuomotor.errors import DatasetError, mismatch
-
-DAMAGED = "the file is damaged or cut off: copy or download it again"
 
 
 def decode(
@@ -36,7 +35,7 @@ def decode(
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise DatasetError(mismatch(name, "a video stream", "none", DAMAGED))
+                raise DatasetError(mismatch(name, "a video stream", "none", COPY_AGAIN))
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # the frame store decodes several stretches at a time
             time_base = float(stream.time_base or 0)
@@ -57,7 +56,7 @@ def decode(
                 if found == len(rows):
                     return
     except av.FFmpegError as error:
-        raise DatasetError(mismatch(name, "a video that can be decoded", error.strerror, DAMAGED)) from error
+        raise DatasetError(mismatch(name, "a video that can be decoded", error.strerror, COPY_AGAIN)) from error
     expected, got = (
         f"a frame at each of {len(rows)} times from {seconds[0]:.3f} s on",
         f"none at {seconds[found]:.3f} s",

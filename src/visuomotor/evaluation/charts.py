@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-WIDTH, HEIGHT = 560, 260
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40  # margins around the plotted area
+WIDTH, HEIGHT = 400, 240
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 42  # margins around the plotted area
 
 
 def line_chart(xs: Sequence[float], ys: Sequence[float], x_label: str, y_label: str, log: bool = False) -> str:

@@ -5,12 +5,13 @@ import platform
 import shlex
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from visuomotor import __version__
 from visuomotor.config import DiffusionConfig, nearest
 from visuomotor.errors import ConfigError, mismatch
 from visuomotor.evaluation.intervals import wilson_interval
@@ -18,9 +19,9 @@ from visuomotor.evaluation.report import report
 from visuomotor.evaluation.video import episode_frames, write_video
 from visuomotor.files import atomic_folder, write_bytes, write_json
 from visuomotor.policy.checkpoint import find_policy, load_policy
+from visuomotor.policy.device import choose_device
 from visuomotor.simulation.pusht import MAX_STEPS
 from visuomotor.simulation.rollout import Episode, rollout
-from visuomotor.training.loop import choose_device
 
 ENVIRONMENTS = ("pusht",)
 FIRST_SEED = 100_000
@@ -136,19 +137,14 @@ def summary(results: Sequence[Episode]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What the figures were made with."""
-    packages = ("visuomotor", "torch", "numpy", "gym-pusht", "pymunk")
-    return {name: _version(name) for name in packages} | {
+    packages = ("torch", "numpy", "gym-pusht", "pymunk")
+    return {
+        "visuomotor": __version__,
+        **{name: version(name) for name in packages},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _processor() -> str:

@@ -80,14 +80,17 @@ def _videos(videos: Sequence[Path], episodes: Sequence[Mapping[str, Any]]) -> st
 
 def _charts(episodes: Sequence[Mapping[str, Any]], max_steps: int, metrics: Path | None) -> str:
     ends = sorted(episode["steps"] for episode in episodes if episode["success"])
-    xs = [0, *ends, max_steps]
-    ys = [100 * count / len(episodes) for count in [*range(len(ends) + 1), len(ends)]]
+    xs, ys = [0.0], [0.0]
+    for count, end in enumerate(ends):  # stairs: two corners for each success
+        xs += [end, end]
+        ys += [100 * count / len(episodes), 100 * (count + 1) / len(episodes)]
+    solved = line_chart([*xs, max_steps], [*ys, ys[-1]], "step", "solved, %")
     charts = [
         (
             "Best coverage of each episode",
             histogram([episode["max_coverage"] for episode in episodes], SUCCESS_COVERAGE, "coverage", "episodes"),
         ),
-        ("Solved within a number of steps", line_chart(xs, ys, "step", "solved, %")),
+        ("Solved within a number of steps", solved),
     ]
     if metrics is not None:
         charts.append(("Training loss", line_chart(*_loss(metrics), "training step", "loss", log=True)))
@@ -157,14 +160,14 @@ dt { color: var(--soft); font-size: 0.9rem; }
 dd { margin: 0; font-size: 1.4rem; font-weight: 600; }
 .soft { color: var(--soft); }
 figure { margin: 0; padding: 14px; }
-.videos { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 16px; }
+.videos { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 16px; }
 .videos figure { padding: 0; overflow: hidden; }
 .videos figcaption { padding: 10px 14px; font-size: 0.9rem; }
 video { display: block; width: 100%; background: #fff; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px;
-  margin-top: 16px; }
+.charts { display: flex; flex-wrap: wrap; gap: 16px; margin-top: 16px; }
+.charts figure { flex: 1 1 320px; min-width: 0; }
 .charts figcaption { font-weight: 600; margin-bottom: 6px; }
-svg { display: block; width: 100%; height: auto; }
+svg { display: block; width: 100%; height: auto; max-height: 300px; }
 svg text { fill: var(--soft); font-size: 12px; }
 .grid { stroke: var(--line); } .marker { stroke: var(--ink); stroke-dasharray: 4 3; }
 .line { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
@@ -177,7 +180,7 @@ code, pre { font: 0.9rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, mono
 table { width: 100%; border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 tr:last-child > * { border-bottom: 0; }
-th { font-weight: 500; color: var(--soft); }
+th { font-weight: 500; color: var(--soft); white-space: nowrap; vertical-align: top; }
 details { padding: 14px 18px; margin-top: 40px; }
 summary { cursor: pointer; font-weight: 600; }
 .scroll { max-height: 480px; overflow: auto; margin-top: 12px; }
@@ -193,7 +196,7 @@ thead th { position: sticky; top: 0; background: var(--card); }
 <div class="rate">$rate <small>success</small></div>
 $track
 <div class="interval">$interval</div>
-<div class="soft">95 % interval (Wilson) from $solved; solved means more than 95 % of the goal covered</div>
+<div class="soft">95% interval (Wilson) from $solved; solved means more than 95% of the goal covered</div>
 </div>
 <dl>
 <div><dt>Mean of each episode's best coverage</dt><dd>$coverage</dd></div>

@@ -9,7 +9,7 @@ from visuomotor.simulation.pusht import FPS, SUCCESS_COVERAGE, render_states
 from visuomotor.simulation.rollout import Episode
 
 TABLE = 512  # width of the table in its own pixels
-STRIP = 40  # height of the caption under the picture
+STRIP = 40  # height of the caption, above the picture because a browser's buttons lie below
 HOLD = FPS  # the last frame stays for a second
 INK, PALE, GREEN, AMBER = (40, 44, 52), (225, 228, 233), (34, 139, 84), (217, 119, 6)
 Colour = tuple[int, int, int]
@@ -31,7 +31,7 @@ def episode_frames(episode: Episode, size: int = 384) -> Iterator[np.ndarray]:
     for step, picture in enumerate(pictures):
         end = next(end for end in ends if end > step)
         _dots(picture, episode.actions[step:end])
-        frame = np.concatenate([picture, _caption(episode, step, size)])
+        frame = np.concatenate([_caption(episode, step, size), picture])
         yield frame
     for _ in range(HOLD):
         yield frame
@@ -45,7 +45,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: int = FPS) -> Non
         stream = None
         for frame in frames:
             if stream is None:
-                stream = container.add_stream("libx264", rate=fps, options={"crf": "22"})
+                stream = container.add_stream("libx264", rate=fps, options={"crf": "22", "preset": "veryfast"})
                 stream.height, stream.width = frame.shape[:2]
                 stream.pix_fmt = "yuv420p"  # browsers play no other
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -69,12 +69,12 @@ def _caption(episode: Episode, step: int, size: int) -> np.ndarray:
     coverage = episode.coverages[step]
     solved = coverage > SUCCESS_COVERAGE
     strip = np.full((STRIP, size, 3), 255, np.uint8)
-    strip[:6] = PALE
-    strip[:6, : round(coverage * size)] = GREEN if solved else AMBER
-    strip[:6, round(SUCCESS_COVERAGE * size)] = INK
+    strip[-6:] = PALE
+    strip[-6:, : round(coverage * size)] = GREEN if solved else AMBER
+    strip[-6:, round(SUCCESS_COVERAGE * size)] = INK
 
     def write(text: str, x: int, colour: Colour = INK) -> None:
-        cv2.putText(strip, text, (x, 27), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)
+        cv2.putText(strip, text, (x, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)
 
     write(f"seed {episode.seed}", 8)
     write(f"step {step + 1}", round(0.4 * size))

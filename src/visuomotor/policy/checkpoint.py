@@ -91,7 +91,9 @@ def find_policy(source: str | Path) -> Path:
             return newest / "policy"
         advice = "pass a policy's folder, or that of a run which has written a checkpoint"
         found = sorted(path.name for path in folder.iterdir())[:8]
-        raise CheckpointError(mismatch(str(source), "config.json and model.safetensors, or checkpoints/", found, advice))
+        raise CheckpointError(
+            mismatch(str(source), "config.json and model.safetensors, or checkpoints/", found, advice)
+        )
     shipped = sorted(path.parent.name for path in ASSETS.glob("*/model.safetensors"))
     if str(source) in shipped:
         return ASSETS / str(source)
@@ -141,7 +143,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise CheckpointError(mismatch(str(path), "a safetensors file", "none", "copy the whole folder again")) from None
+        raise CheckpointError(
+            mismatch(str(path), "a safetensors file", "none", "copy the whole folder again")
+        ) from None
     except SafetensorError as error:
         raise CheckpointError(mismatch(str(path), "safetensors", str(error), "the file is damaged")) from error
 

@@ -60,8 +60,7 @@ class DiffusionModel(nn.Module):
         steps = cameras[0].shape[:2]
         if isinstance(self.rgb_encoder, nn.ModuleList):
             features = [
-                encoder(_nhwc(images.flatten(0, 1)))
-                for encoder, images in zip(self.rgb_encoder, cameras, strict=True)
+                encoder(_nhwc(images.flatten(0, 1))) for encoder, images in zip(self.rgb_encoder, cameras, strict=True)
             ]
         else:  # one pass over all cameras, in LeRobot's order: batch, step, camera
             stacked = _nhwc(torch.stack(cameras, dim=2).flatten(0, 2))
@@ -96,7 +95,7 @@ class DiffusionPolicy(nn.Module):
         self.normalizer = Normalizer(config, statistics)
         self.schedule = NoiseSchedule(config)
         self.diffusion = DiffusionModel(config)
-        self.diffusion.to(memory_format=torch.channels_last)
+        self.diffusion = self.diffusion.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
         self.reset()
 
     @property

@@ -8,6 +8,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 from torch import Tensor
 
 from visuomotor.policy.schedule import NoiseSchedule
@@ -22,7 +23,7 @@ def ddpm(predict: Predict, schedule: NoiseSchedule, noise: Tensor, steps: int) -
     timesteps = schedule.timesteps(steps)
     for i, step in enumerate(timesteps):
         a, a_next = schedule.alpha(step), schedule.alpha(step - schedule.num_train_timesteps // steps)
-        a_step = a / a_next
+        a_step = float(np.float32(a / a_next))  # rounded as diffusers does: 1 - a_step keeps its four digits only
         clean, _ = schedule.split(predict(x, step), x, step)
         x = a_next**0.5 * (1 - a_step) / (1 - a) * clean + a_step**0.5 * (1 - a_next) / (1 - a) * x
         if step > 0:

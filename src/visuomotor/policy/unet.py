@@ -110,13 +110,15 @@ class ConditionalUnet1d(nn.Module):
         condition = nn.functional.mish(condition)
         x = x.transpose(1, 2)  # (B, Da, Tp)
         skips: list[Tensor] = []
-        for first, second, shrink in self.down_modules:
+        for stage in self.down_modules:
+            first, second, shrink = stage.children()
             x = self._run(second, self._run(first, x, condition), condition)
             skips.append(x)
             x = shrink(x)
         for block in self.mid_modules:
             x = self._run(block, x, condition)
-        for first, second, grow in self.up_modules:
+        for stage in self.up_modules:
+            first, second, grow = stage.children()
             x = torch.cat([x, skips.pop()], dim=1)
             x = grow(self._run(second, self._run(first, x, condition), condition))
         return self.final_conv(x).transpose(1, 2)

@@ -84,7 +84,7 @@ class SpatialSoftmax(nn.Module):
 
 
 class RgbEncoder(nn.Module):
-    """One camera's images, cropped and normalised -> two numbers for each key point, through a linear layer and ReLU."""
+    """One camera's images, cropped and normalised -> two numbers for each key point, a linear layer and ReLU."""
 
     def __init__(self, config: DiffusionConfig):
         super().__init__()
@@ -104,7 +104,7 @@ class RgbEncoder(nn.Module):
         fast = self.training and self.trunk_dtype != torch.float32
         with torch.autocast(images.device.type, torch.bfloat16, enabled=fast):
             features = self.backbone(images)
-        return relu(self.out(self.pool(features.float()).flatten(1)))
+        return relu(self.out(self.pool(features.to(images.dtype)).flatten(1)))
 
 
 def resize_and_crop(images: Tensor, config: DiffusionConfig, generator: Generator | None) -> Tensor:
@@ -155,7 +155,9 @@ def load_pretrained(trunk: nn.Sequential, source: str) -> None:
         except Exception as error:  # the hub's client raises many kinds, all of them meaning this
             advice = "check the name and the network, or pass the path of a safetensors file"
             found = f"{type(error).__name__}: {error}"
-            raise CheckpointError(mismatch(f"pretrained_backbone_weights {source}", "weights", found, advice)) from error
+            raise CheckpointError(
+                mismatch(f"pretrained_backbone_weights {source}", "weights", found, advice)
+            ) from error
     weights = load_file(source)
     places = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
     named = {}

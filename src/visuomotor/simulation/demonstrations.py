@@ -7,6 +7,7 @@ import numpy as np
 
 from visuomotor.errors import ConfigError, mismatch
 from visuomotor.files import write_bytes
+from visuomotor.simulation.pusht import MAX_STEPS
 from visuomotor.simulation.rollout import ChunkPolicy, Episode, rollout
 
 FIRST_SEED = 1_000_000
@@ -47,7 +48,9 @@ def record(
         if first - seed >= PATIENCE * max(episodes, WAVE):
             found = f"{len(kept)} in {first - seed} attempts"
             raise ConfigError(mismatch("policy", f"{episodes} successes", found, "record from a better policy"))
-        wave = rollout(policy, range(first, first + WAVE), policy_batch=policy_batch, progress=progress)
+        wave = rollout(
+            policy, range(first, first + WAVE), max_steps=MAX_STEPS, policy_batch=policy_batch, progress=progress
+        )
         kept += [episode for episode in wave if episode.success]
         first += WAVE
     _write(Path(output), kept[:episodes])

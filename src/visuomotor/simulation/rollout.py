@@ -7,7 +7,7 @@ sees one shape of batch, because the order in which a processor sums may change 
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -162,7 +162,7 @@ def _over(episode: Episode, max_steps: int) -> bool:
 
 
 @contextmanager
-def _bar(episodes: list[Episode], max_steps: int, visible: bool) -> Iterator[Callable[[], None]]:
+def _bar(episodes: list[Episode], max_steps: int, visible: bool) -> Generator[Callable[[], None]]:
     """A function that brings the progress bar up to date; without a terminal, one that now and then prints a line."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

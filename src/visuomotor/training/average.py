@@ -27,6 +27,7 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Call after the optimizer's step number `step`, from 0."""
         decay = min(1 - (1 + step) ** -self.power, self.max_decay)
-        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            average.lerp_(weight, 1 - decay)
         for average, buffer in self._buffers:
             average.copy_(buffer)

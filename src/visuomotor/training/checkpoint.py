@@ -5,8 +5,8 @@ RUN/metrics.jsonl                           one line every `log_every` steps
 RUN/checkpoints/step_000050/policy/         the averaged weights: what acts, and what `load_policy` opens
 RUN/checkpoints/step_000050/training/       the weights themselves, the optimizer's moments, the step
 
-Everything random in step k (the windows, crops, noise) comes from the seed and k alone. So the seed and the step are the
-whole state of the random numbers and of the data's order.
+Everything random in step k (the windows, crops, noise) comes from the seed and k alone. So the seed and the step are
+the whole state of the random numbers and of the data's order.
 """
 
 import json

@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from visuomotor.data.order import WindowOrder
 from visuomotor.data.pusht_geometry import mirror
 from visuomotor.errors import ConfigError, DatasetError, VisuomotorError, mismatch
 from visuomotor.policy.checkpoint import newest_checkpoint
+from visuomotor.policy.device import choose_device
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.policy.normalization import Statistics
 from visuomotor.policy.unet import ConditionalUnet1d
@@ -166,21 +167,6 @@ def fill_features(recipe: Recipe, dataset: Dataset) -> DiffusionConfig:
     )
 
 
-def choose_device(name: str) -> str:
-    """`auto` is CUDA if there is one, then Apple's GPU, then the processor.
-
-    Raises:
-        ConfigError: There is no such device here.
-    """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return next(device for device in ("cuda", "mps", "cpu") if there[device])
-    if not there.get(name):
-        found = [device for device, here in there.items() if here]
-        raise ConfigError(mismatch("device", f"one of {['auto', *found]}", name, "leave it out to take the best"))
-    return name
-
-
 def _open_run(run: Path, asked: Run, resume: bool) -> Path | None:
     """Makes the run's folder, or checks that the one there is this run; returns the checkpoint to go on from."""
     newest = newest_checkpoint(run) if run.exists() else None
@@ -214,7 +200,7 @@ def _statistics(dataset: Dataset, recipe: Recipe) -> Statistics:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def _stop_signals() -> Generator[list[int]]:
     """Yields a list that gets the number of the first SIGINT or SIGTERM; a second one acts as it always did."""
     caught: list[int] = []
     before: dict[int, Any] = {}

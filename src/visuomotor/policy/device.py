@@ -1,0 +1,20 @@
+"""Where a policy runs."""
+
+import torch
+
+from visuomotor.errors import ConfigError, mismatch
+
+
+def choose_device(name: str) -> str:
+    """`auto` is CUDA if there is one, then Apple's GPU, then the processor.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(device for device in ("cuda", "mps", "cpu") if there[device])
+    if not there.get(name):
+        found = [device for device, here in there.items() if here]
+        raise ConfigError(mismatch("device", f"one of {['auto', *found]}", name, "leave it out to take the best"))
+    return name
