@@ -191,6 +191,13 @@ class DiffusionConfig:
                 self.pretrained_backbone_weights,
                 "keep backbone_width 64 and backbone_stages 4, or train from scratch",
             ),
+            (
+                self.pretrained_backbone_weights is None or not self.use_group_norm,
+                "use_group_norm",
+                "False with pretrained_backbone_weights",
+                self.use_group_norm,
+                "they were trained with BatchNorm: keep it, or train from scratch",
+            ),
         ]
         for name in ("resize_shape", "crop_shape"):
             shape = getattr(self, name)
@@ -208,7 +215,7 @@ class DiffusionConfig:
             if len(feature.shape) != 3:
                 raise ConfigError(mismatch(name, "an image (C, H, W)", feature.shape, "move the channels first"))
             first = next(iter(images.values())).shape
-            if feature.shape != first:
+            if feature.shape[0] != first[0] or (feature.shape != first and resize is None):
                 advice = "all cameras share one shape: set resize_shape, or choose the cameras"
                 raise ConfigError(mismatch(name, first, feature.shape, advice))
             height, width = resize or feature.shape[1:]

@@ -1,6 +1,6 @@
 """Writes `reference/state` from the shared folder: what the `state` case's tests of equality need anywhere.
 
-    python tests/policy/make_reference.py ../shared
+python tests/policy/make_reference.py ../shared
 """
 
 import json
@@ -23,7 +23,9 @@ def make_reference(source: Path, target: Path) -> None:
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(LEFT_OUT)}
     save_file(kept, target / "tensors.safetensors")
     info = json.loads((source / "info.json").read_text())
-    short = {key: {name: float(f"{v:.8g}") for name, v in info[key].items()} for key in ("grad_l2_eval", "grad_sum_eval")}
+    short = {
+        key: {name: float(f"{v:.8g}") for name, v in info[key].items()} for key in ("grad_l2_eval", "grad_sum_eval")
+    }
     (target / "info.json").write_text(json.dumps(short, separators=(",", ":")) + "\n")
     keys = json.loads((source / "state_dict_keys.json").read_text())
     (target / "state_dict_keys.json").write_text(json.dumps(keys, separators=(",", ":")) + "\n")

@@ -112,7 +112,9 @@ def test_schedule(case: Case) -> None:
 @for_cases(*CASES)
 def test_noisy_action_and_loss(case: Case) -> None:
     t, policy = case.tensors, case.policy
-    assert error(policy.schedule.add_noise(t["pre.action"], t["in.eps"], t["in.timesteps"]), t["out.noisy_action"]) < 1e-6
+    assert (
+        error(policy.schedule.add_noise(t["pre.action"], t["in.eps"], t["in.timesteps"]), t["out.noisy_action"]) < 1e-6
+    )
     for mode in ("eval", "train"):
         assert error(loss(case, policy.train(mode == "train")), t[f"out.loss_{mode}"]) <= TOLERANCE
 

@@ -72,7 +72,10 @@ def test_ends_of_the_range() -> None:
 def test_each_feature_has_its_own_statistics() -> None:
     config = state_normalizer("MIN_MAX")
     config = DiffusionConfig(
-        input_features={"observation.state": Feature("STATE", (1,)), "observation.environment_state": Feature("ENV", (2,))},
+        input_features={
+            "observation.state": Feature("STATE", (1,)),
+            "observation.environment_state": Feature("ENV", (2,)),
+        },
         output_features={"action": Feature("ACTION", (1,))},
     )
     normalizer = Normalizer(
@@ -148,7 +151,8 @@ def test_bad_statistics(statistics: dict[str, Any], message: str) -> None:
 
 def test_no_statistics() -> None:
     config = DiffusionConfig(
-        input_features={"observation.state": Feature("STATE", (3,))}, output_features={"action": Feature("ACTION", (3,))}
+        input_features={"observation.state": Feature("STATE", (3,))},
+        output_features={"action": Feature("ACTION", (3,))},
     )
     with pytest.raises(CheckpointError, match=r"statistics of observation.state: min: .* got \{'action': \['max'"):
         Normalizer(config, {"action": {"min": LOW, "max": HIGH}})

@@ -57,11 +57,8 @@ def load_policy(source: str | Path, device: str = "cpu") -> DiffusionPolicy:
         advice = "this policy was not written by Visuomotor, or by a newer one: update"
         raise CheckpointError(mismatch(f"{folder}/config.json: format_version", FORMAT_VERSION, version, advice))
     config = from_json(DiffusionConfig, content["policy"], f"{folder}/config.json")
-    statistics = {
-        name: {key: np.asarray(value, dtype=np.float64) for key, value in values.items()}
-        for name, values in read_json(folder / "statistics.json").items()
-    }
-    policy = DiffusionPolicy(config, statistics)
+    statistics = _read_statistics(folder / "statistics.json")
+    policy = DiffusionPolicy(config, statistics, pretrained=False)
     load_weights(policy, folder / "model.safetensors")
     return policy.to(device).eval()
 
@@ -105,8 +102,8 @@ def find_policy(source: str | Path) -> Path:
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The checkpoint of a run with the highest step, or None. Drafts begin with a dot and do not count."""
-    found = sorted(path for path in run.glob("checkpoints/step_*") if (path / "policy" / "config.json").is_file())
-    return found[-1] if found else None
+    found = [path for path in run.glob("checkpoints/step_*") if (path / "policy" / "config.json").is_file()]
+    return max(found, key=lambda path: (len(path.name), path.name), default=None)  # a seventh digit counts too
 
 
 def _from_hub(name: str) -> Path:
@@ -116,7 +113,7 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # the hub's client raises many kinds, all of them meaning this
         advice = "check the name and the network, or pass the path of a downloaded folder"
-        found = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        found = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise CheckpointError(mismatch(name, "a folder here, or a policy on the hub", found, advice)) from error
 
 
@@ -148,6 +145,18 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         ) from None
     except SafetensorError as error:
         raise CheckpointError(mismatch(str(path), "safetensors", str(error), "the file is damaged")) from error
+
+
+def _read_statistics(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    content = read_json(path)
+    try:
+        return {
+            name: {key: np.asarray(value, dtype=np.float64) for key, value in values.items()}
+            for name, values in content.items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        expected = "numbers by feature and statistic"
+        raise CheckpointError(mismatch(str(path), expected, str(error), "the file is damaged: copy it again")) from error
 
 
 def _plain(statistics: Any) -> Any:

@@ -22,7 +22,7 @@ Batch = Mapping[str, Tensor]
 class DiffusionModel(nn.Module):
     """The trained parts: encoders and U-Net. Everything in and out is normalised."""
 
-    def __init__(self, config: DiffusionConfig):
+    def __init__(self, config: DiffusionConfig, pretrained: bool):
         super().__init__()
         self.config = config
         cameras = config.image_features
@@ -30,7 +30,7 @@ class DiffusionModel(nn.Module):
         if cameras:
             separate = config.use_separate_rgb_encoder_per_camera
             encoders = [RgbEncoder(config) for _ in range(len(cameras) if separate else 1)]
-            if config.pretrained_backbone_weights:
+            if pretrained and config.pretrained_backbone_weights:
                 for encoder in encoders:
                     load_pretrained(encoder.backbone, config.pretrained_backbone_weights)
             self.rgb_encoder = nn.ModuleList(encoders) if separate else encoders[0]
@@ -79,12 +79,13 @@ class DiffusionPolicy(nn.Module):
     Args:
         config: With `input_features` and `output_features` filled.
         statistics: For each feature what its normalisation needs, as `Dataset.statistics` has them.
+        pretrained: Whether to fetch `pretrained_backbone_weights`; False if weights are loaded afterwards anyway.
 
     Raises:
         CheckpointError: A statistic is missing or does not fit.
     """
 
-    def __init__(self, config: DiffusionConfig, statistics: Statistics):
+    def __init__(self, config: DiffusionConfig, statistics: Statistics, pretrained: bool = True):
         super().__init__()
         if "action" not in config.output_features or not config.input_features:
             found = f"{list(config.input_features)} in, {list(config.output_features)} out"
@@ -94,7 +95,7 @@ class DiffusionPolicy(nn.Module):
         self.statistics = statistics
         self.normalizer = Normalizer(config, statistics)
         self.schedule = NoiseSchedule(config)
-        self.diffusion = DiffusionModel(config)
+        self.diffusion = DiffusionModel(config, pretrained)
         self.diffusion = self.diffusion.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
         self.reset()
 

@@ -46,6 +46,8 @@ class Normalizer(nn.Module):
     def forward(self, name: str, values: Tensor) -> Tensor:
         """(..., *shape) in data units -> network units. Images as uint8 count as 0 to 1."""
         offset, scale = self._constants(name)
+        if values.is_floating_point():
+            values = values.to(offset.dtype)  # simulators give float64
         if values.dtype == torch.uint8:
             offset, scale = offset * 255, scale * 255
         return (values - offset) / scale

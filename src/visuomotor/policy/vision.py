@@ -141,10 +141,11 @@ def load_pretrained(trunk: nn.Sequential, source: str) -> None:
     """Fills a trunk with ImageNet weights: `timm/resnet18.tv_in1k` on the hub, or a safetensors file of such names.
 
     Raises:
-        CheckpointError: The file cannot be had, or a tensor is missing or of another shape.
+        CheckpointError: The file cannot be had or is damaged, or a tensor is missing or of another shape.
     """
     from pathlib import Path
 
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not Path(source).is_file():
@@ -154,22 +155,25 @@ def load_pretrained(trunk: nn.Sequential, source: str) -> None:
             source = hf_hub_download(source, "model.safetensors")
         except Exception as error:  # the hub's client raises many kinds, all of them meaning this
             advice = "check the name and the network, or pass the path of a safetensors file"
-            found = f"{type(error).__name__}: {error}"
+            found = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise CheckpointError(
                 mismatch(f"pretrained_backbone_weights {source}", "weights", found, advice)
             ) from error
-    weights = load_file(source)
+    try:
+        weights = load_file(source)
+    except SafetensorError as error:
+        raise CheckpointError(mismatch(source, "safetensors", str(error), "the file is damaged: copy it again")) from error
     places = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
     named = {}
     for name, tensor in weights.items():
         head, _, rest = name.partition(".")
         if head in places:
             named[f"{places[head]}.{rest}"] = tensor
-    own = trunk.state_dict()
+    own = {name: tensor for name, tensor in trunk.state_dict().items() if not name.endswith("num_batches_tracked")}
     for name, tensor in own.items():
         found = named.get(name)
         if found is None or found.shape != tensor.shape:
             shape = "nothing" if found is None else tuple(found.shape)
-            advice = "choose weights of the same vision_backbone, and use_group_norm False"
+            advice = "choose weights of the same vision_backbone"
             raise CheckpointError(mismatch(f"{source}: {name}", tuple(tensor.shape), shape, advice))
-    trunk.load_state_dict({name: named[name] for name in own})
+    trunk.load_state_dict({name: named[name] for name in own}, strict=False)  # counters stay: not every file has them

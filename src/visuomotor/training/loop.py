@@ -63,6 +63,8 @@ def train(recipe: Recipe, source: str | Path, output: str | Path, *, resume: boo
         torch.set_num_threads(config.threads)
     dataset = load_dataset(source)
     recipe = dataclasses.replace(recipe, policy=fill_features(recipe, dataset))
+    for camera in recipe.policy.image_features:
+        dataset.frames[camera]  # decoded now, so that a damaged video leaves no run behind
     newest = _open_run(run, Run(recipe, str(source)), resume)
 
     torch.manual_seed(config.seed)
