@@ -93,14 +93,14 @@ def test_help_of_a_preset_shows_its_own_defaults_with_their_documentation(capsys
         ([*DEBUG, "--output", "x", "stray"], "expected flags and their values, got 'stray'"),
         ([*DEBUG, "--output", "x", "--input-features", "a"], "--input-features: expected a field with a flag"),
         ([*DEBUG, "--output", "x", "--steps", "many"], "Error parsing --steps: invalid literal for int()"),
-        ([*DEBUG, "--output", "x", "--steps"], "Missing value for argument '--steps'"),
+        ([*DEBUG, "--output", "x", "--steps"], "Missing value for argument"),
         ([*DEBUG, "--output", "x", "--steps", "0"], "steps: expected 1 or more, got 0; choose a positive number"),
         (
             [*DEBUG, "--output", "x", "--horizon", "13"],
             "horizon: expected a multiple of 4 = 2 ** 2 stages of down_dims",
         ),
         ([*DEBUG, "--output", "x", "--n-action-steps", "16"], "n_action_steps: expected 1 to 15"),
-        ([*DEBUG, "--output", "x", "--crop-shape", "84"], "Error parsing --crop-shape: "),
+        ([*DEBUG, "--output", "x", "--crop-shape", "84"], "--crop-shape"),
         (
             [*DEBUG, "--output", "x", "--vision-backbone", "vgg"],
             "invalid choice 'vgg' for argument '--vision-backbone'",
@@ -200,6 +200,7 @@ def command(*arguments: str, **options) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "visuomotor", *arguments], text=True, **options)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_run_goes_on(tmp_path):
     run = tmp_path / "run"
     endless = ["--steps", "1000000", "--save-every", "1000000"]

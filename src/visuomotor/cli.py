@@ -236,9 +236,10 @@ def _one_line(box: str, verb: str) -> str:
     """What tyro says in a frame: the lines below the title and above the next rule, without frame and colours."""
     rows = [row.rstrip() for row in re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", "", box).splitlines()[1:]]
     rules = [number for number, row in enumerate(rows) if not row.strip(" ─-")]
-    first = 1 if rules[0] == 0 else 0  # where the terminal knows no frames, a rule follows the title
-    said = textwrap.dedent("\n".join(rows[first : rules[first]])).splitlines()
-    if said[0].startswith("Missing from"):
+    first = 1 if rules[:1] == [0] else 0  # where the terminal knows no frames, a rule follows the title
+    end = next(iter(rules[first:]), len(rows))
+    said = textwrap.dedent("\n".join(rows[first:end])).splitlines()
+    if said and said[0].startswith("Missing from"):
         missing = [row.strip() for row in said if re.match(r" {4}\S", row)]  # their help stands further in
         return mismatch(f"visuomotor {verb}", " and ".join(missing), "none", f"see visuomotor {verb} --help")
     return f"visuomotor {verb}: {' '.join(row.strip() for row in said)}"

@@ -327,7 +327,28 @@ class TrainingConfig:
             (self.optimizer_lr > 0, "optimizer_lr", "a positive number", self.optimizer_lr, "1e-4 is the usual one"),
             (self.grad_clip_norm > 0, "grad_clip_norm", "a positive number", self.grad_clip_norm, "10 is the default"),
             (0 <= self.ema_max_decay < 1, "ema_max_decay", "a number in [0, 1)", self.ema_max_decay, "use 0.9999"),
-            (self.scheduler_warmup_steps >= 0, "scheduler_warmup_steps", "0 or more", self.scheduler_warmup_steps, ""),
+            (
+                self.scheduler_warmup_steps >= 0,
+                "scheduler_warmup_steps",
+                "0 or more",
+                self.scheduler_warmup_steps,
+                "500 is usual",
+            ),
+            (
+                all(0 <= beta < 1 for beta in self.optimizer_betas),
+                "optimizer_betas",
+                "two numbers in [0, 1)",
+                self.optimizer_betas,
+                "the recipe has 0.95 and 0.999",
+            ),
+            (self.optimizer_eps > 0, "optimizer_eps", "a positive number", self.optimizer_eps, "use 1e-8"),
+            (
+                self.optimizer_weight_decay >= 0,
+                "optimizer_weight_decay",
+                "0 or more",
+                self.optimizer_weight_decay,
+                "the recipe has 1e-6",
+            ),
             (self.threads >= 0, "threads", "0 or more", self.threads, "0 leaves torch's choice"),
         ]
         _check(rules)

@@ -148,5 +148,6 @@ def test_a_failure_midway_leaves_nothing(run, tmp_path, monkeypatch):
 
 
 def test_importing_takes_no_simulator():
-    code = "import sys, visuomotor.evaluation.evaluate; print([n for n in ('pygame', 'pymunk', 'cv2', 'av') if n in sys.modules])"
+    heavy = ("pygame", "pymunk", "cv2", "av")
+    code = f"import sys, visuomotor.evaluation.evaluate; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

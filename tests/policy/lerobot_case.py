@@ -1,7 +1,7 @@
 """What LeRobot computed for one policy, and our policy with the same weights.
 
-The weights are not stored: each number follows from the tensor's name and its place in it, so that LeRobot's process and
-ours fill their networks alike.
+The weights are not stored: each number follows from the tensor's name and its place in it, so that LeRobot's process
+and ours fill their networks alike.
 """
 
 import dataclasses

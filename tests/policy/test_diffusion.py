@@ -338,7 +338,7 @@ def test_with_sampler_has_a_queue_of_its_own() -> None:
 
 def test_with_sampler_refuses_the_impossible() -> None:
     policy = small_policy(STATE)
-    with pytest.raises(ConfigError, match="noise_scheduler_type: .* got 'DDIN'; did you mean DDIM"):
+    with pytest.raises(ConfigError, match=r"noise_scheduler_type: .* got 'DDIN'; did you mean DDIM"):
         policy.with_sampler("DDIN")
     with pytest.raises(ConfigError, match="num_inference_steps: expected 1 to num_train_timesteps = 20, got 21; "):
         policy.with_sampler(num_inference_steps=21)

@@ -1,7 +1,7 @@
 """Equality with LeRobot 0.6.2: same weights, same inputs, same numbers to 1e-5."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,7 @@ def network_input(case: Case) -> dict[str, Tensor]:
 
 
 def first_encoder(case: Case) -> RgbEncoder:
-    encoder = case.policy.diffusion.rgb_encoder
-    return encoder[0] if isinstance(encoder, nn.ModuleList) else encoder
+    return next(module for module in case.policy.modules() if isinstance(module, RgbEncoder))
 
 
 @for_cases(*CASES)
@@ -165,7 +164,7 @@ def test_gradients_do_not_depend_on_the_mode(case: Case) -> None:
 
 
 @contextmanager
-def hooked(module: nn.Module, hook: Callable[[tuple[Any, ...]], Any]) -> Iterator[None]:
+def hooked(module: nn.Module, hook: Callable[[tuple[Any, ...]], Any]) -> Generator[None]:
     """Shows `hook` the arguments of every call of `module`."""
     handle = module.register_forward_pre_hook(lambda _, arguments: hook(arguments))
     try:
@@ -222,8 +221,8 @@ def test_whole_trajectories(case: Case, name: str, steps: int) -> None:
     final, trajectory = case.tensors[f"{key}.final"], case.tensors.get(f"{key}.trajectory")
     if (name, steps) == ("DDIM", 100) and case.policy.config.prediction_type == "epsilon":
         # These random weights amplify rounding a thousandfold in 100 steps: LeRobot's own float32 run is further than
-        # the tolerance from the same sum in float64, and only the same kernels could follow it. The steps one by one are
-        # held equal above; here our run stays as near to LeRobot's as that is to the exact one.
+        # the tolerance from the same sum in float64, and only the same kernels could follow it. The steps one by one
+        # are held equal above; here our run stays as near to LeRobot's as that is to the exact one.
         assert trajectory is not None
         exact = run_sampler(case, name, steps, policy=in_float64(case))
         assert TOLERANCE < largest_error(trajectory.double(), exact) < 1e-3

@@ -46,7 +46,7 @@ def trajectory_of_diffusers(
     scheduler.set_timesteps(steps)
     x, left = noise[0], []
     for step in scheduler.timesteps:
-        x = scheduler.step(network(x, int(step)), int(step), x).prev_sample
+        x = scheduler.step(network(x, int(step)), int(step), x, return_dict=False)[0]
         left.append(x)
     assert next(draws_left, None) is None  # all of the noise went in
     return torch.stack(left)

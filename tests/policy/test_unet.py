@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visuomotor.config import DiffusionConfig
-from visuomotor.policy.unet import ConditionalUnet1d, SinusoidalEmbedding
+from visuomotor.policy.unet import ConditionalUnet1d, ResidualBlock, SinusoidalEmbedding
 
 from .small import SMALL
 
@@ -29,12 +29,8 @@ def formula(weights: Weights, config: DiffusionConfig, x: Tensor, step: Tensor, 
     def block(name: str, x: Tensor) -> Tensor:
         out = conv_block(weights, f"{name}.conv1.block", x, config)
         film = linear(weights, f"{name}.cond_encoder.1", mish(condition))[..., None]
-        channels = out.shape[1]
-        if config.use_film_scale_modulation:
-            out = film[:, :channels] * out + film[:, channels:]
-        else:
-            out = out + film
-        out = conv_block(weights, f"{name}.conv2.block", out, config)
+        scale, bias = film.tensor_split([out.shape[1]], 1) if config.use_film_scale_modulation else (1, film)
+        out = conv_block(weights, f"{name}.conv2.block", scale * out + bias, config)
         residual = f"{name}.residual_conv"
         return out + (conv(weights, residual, x) if f"{residual}.weight" in weights else x)
 
@@ -110,7 +106,7 @@ def inputs(config: DiffusionConfig, size: int = 4) -> tuple[Tensor, Tensor, Tens
     ids=str,
 )
 def test_network_by_its_formula(changes: dict[str, object]) -> None:
-    config = dataclasses.replace(SMALL, **changes)  # type: ignore[arg-type]
+    config = dataclasses.replace(SMALL, **changes)
     network = unet(config)
     x, step, condition = inputs(config)
     with torch.no_grad():
@@ -148,15 +144,17 @@ def test_gradient_checkpointing_changes_no_number() -> None:
     runs = []
     for network in (plain, saving):
         calls = []
-        block = network.down_modules[0][0]  # type: ignore[index]
+        block = next(module for module in network.modules() if isinstance(module, ResidualBlock))
         block.conv1.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         x, step, condition = (tensor.clone() for tensor in inputs(SMALL))
         condition.requires_grad_()
         loss = (network(x, step, condition) ** 2).mean()
         loss.backward()
-        runs.append((len(calls), [loss.detach(), condition.grad, *(p.grad for p in network.parameters())]))
+        gradients = [tensor.grad for tensor in (condition, *network.parameters()) if tensor.grad is not None]
+        runs.append((len(calls), [loss.detach(), *gradients]))
     (once, expected), (twice, found) = runs
     assert (once, twice) == (1, 2)  # it did recompute
+    assert len(expected) == 2 + len(list(plain.parameters()))
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visuomotor.config import DiffusionConfig, Feature
-from visuomotor.errors import CheckpointError
+from visuomotor.errors import CheckpointError, ConfigError
 from visuomotor.policy.vision import RgbEncoder, SpatialSoftmax, load_pretrained, resize_and_crop, resnet_trunk
 
 from .small import small_batch, small_config, small_policy
@@ -244,7 +244,8 @@ def test_spatial_softmax_by_its_formula() -> None:
     pool = SpatialSoftmax((6, 3, 5), 4)
     features = torch.randn(2, 6, 3, 5, generator=torch.Generator().manual_seed(0)) * 3
     found = pool(features).detach().numpy()
-    weight, bias = pool.nets.weight.detach().numpy()[:, :, 0, 0], pool.nets.bias.detach().numpy()  # type: ignore[union-attr]
+    weight, bias = (tensor.detach().numpy() for tensor in pool.nets.parameters())
+    weight = weight[:, :, 0, 0]
     for b in range(2):
         for k in range(4):
             scores = np.exp(np.tensordot(weight[k], features[b].numpy(), 1) + bias[k])
@@ -331,7 +332,7 @@ def test_a_shared_encoder_sees_batch_step_camera_in_that_order() -> None:
 
 def test_separate_encoders_start_different() -> None:
     model = small_policy(small_config(cameras=2, use_separate_rgb_encoder_per_camera=True)).diffusion
-    first, second = (encoder.backbone[0].weight for encoder in model.rgb_encoder)  # type: ignore[union-attr]
+    first, second = (module.out.weight for module in model.modules() if isinstance(module, RgbEncoder))
     assert not torch.equal(first, second)
 
 
@@ -382,6 +383,24 @@ def test_pretrained_weights_from_a_file(tmp_path: Path, backbone: str) -> None:
     assert torch.equal(loaded["1.running_var"], weights["bn1.running_var"])
     assert torch.equal(loaded["5.0.downsample.1.bias"], weights["layer2.0.downsample.1.bias"])
     assert torch.equal(loaded["7.1.conv2.weight"], weights["layer4.1.conv2.weight"])
+
+
+def test_every_camera_s_encoder_starts_from_the_pretrained_weights(tmp_path: Path) -> None:
+    weights, path = torchvision_weights(), tmp_path / "weights.safetensors"
+    save_file(weights, path)
+    pretrained = {"backbone_width": 64, "backbone_stages": 4, "pretrained_backbone_weights": str(path)}
+    config = small_config(cameras=2, use_group_norm=False, use_separate_rgb_encoder_per_camera=True, **pretrained)
+    encoders = [module for module in small_policy(config).modules() if isinstance(module, RgbEncoder)]
+    assert len(encoders) == 2
+    for encoder in encoders:
+        assert torch.equal(encoder.backbone.state_dict()["4.0.conv1.weight"], weights["layer1.0.conv1.weight"])
+
+
+def test_pretrained_weights_go_with_batch_norm_only() -> None:
+    with pytest.raises(
+        ConfigError, match="use_group_norm: expected False with pretrained_backbone_weights, got True; "
+    ):
+        DiffusionConfig(pretrained_backbone_weights="timm/resnet18.tv_in1k")
 
 
 def test_pretrained_weights_without_counters(tmp_path: Path) -> None:

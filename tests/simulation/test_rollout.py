@@ -177,6 +177,6 @@ def test_a_policy_with_other_actions_is_refused():
 def test_progress_is_told_without_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0)
     rollout(ScriptedPolicy(), SEEDS[:2], max_steps=8, progress=True)
-    assert capsys.readouterr().err == "0 of 2 solved, 2 in all\n"
+    assert capsys.readouterr().err == "rolling out, 100%: 0 solved of 2 finished, 2 in all\n"
     rollout(ScriptedPolicy(), SEEDS[:2], max_steps=8)
     assert capsys.readouterr().err == ""

@@ -63,12 +63,11 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """1, 2 and 5 times the powers of ten around [low, high], which are logarithms."""
-    values = [factor * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for factor in (1, 2, 5)]
-    inside = [value for value in values if low - 0.3 <= math.log10(value) <= high + 0.3]
-    if len(inside) > 7:
-        inside = [value for value in inside if math.log10(value).is_integer()]
-    return [(math.log10(value), f"{value:g}") for value in inside]
+    """Powers of ten around [low, high], which are logarithms; over less than two decades 2 and 5 times them too."""
+    factors = (1, 2, 5) if high - low < 2 else (1,)
+    powers = range(math.floor(low) - 1, math.ceil(high) + 1)
+    values = [factor * 10.0**power for power in powers for factor in factors]
+    return [(math.log10(value), f"{value:g}") for value in values if low - 0.3 <= math.log10(value) <= high + 0.3]
 
 
 def _short(value: float) -> str:

@@ -1,6 +1,7 @@
 """A policy's figures on Push-T, written as one folder: `eval.json`, `report.html` and videos."""
 
 import hashlib
+import inspect
 import platform
 import shlex
 import time
@@ -100,18 +101,17 @@ def evaluate(
         "threads": torch.get_num_threads(),
     }
     evaluation = summary(results) | {"settings": settings, "versions": versions(), "seconds": round(seconds, 1)}
-    options = {
-        "--episodes": episodes,
-        "--seed": seed,
-        "--noise-scheduler-type": noise_scheduler_type,
-        "--num-inference-steps": num_inference_steps,
-        "--n-action-steps": n_action_steps,
-        "--max-steps": None if max_steps == MAX_STEPS else max_steps,
-        "--policy-batch": None if policy_batch == 64 else policy_batch,
-        "--output": output,
-    }
-    words = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
-    command = shlex.join(["visuomotor", "eval", str(policy_source), *words])
+    command = _command(
+        policy_source,
+        episodes=episodes,
+        seed=seed,
+        noise_scheduler_type=noise_scheduler_type,
+        num_inference_steps=num_inference_steps,
+        n_action_steps=n_action_steps,
+        max_steps=max_steps,
+        policy_batch=policy_batch,
+        output=output,
+    )
     with atomic_folder(output) as draft:
         files = _write_videos(results, videos, draft / "videos")
         write_bytes(draft / "report.html", report(evaluation, command, files, _metrics(folder)).encode())
@@ -170,6 +170,17 @@ def _sampler(config: DiffusionConfig) -> dict[str, Any]:
     }
 
 
+def _command(policy_source: str | Path, **options: object) -> str:
+    """What to type for the same figures; options that hold their default are left out."""
+    defaults = {name: spec.default for name, spec in inspect.signature(evaluate).parameters.items()}
+    always = ("episodes", "seed", "output")  # what a reader looks for first
+    words = ["visuomotor", "eval", str(policy_source)]
+    for name, value in options.items():
+        if name in always or value != defaults[name]:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
 def _check(
     episodes: int, seed: int, env: str, max_steps: int, videos: int, environments: int | None, batch: int
 ) -> None:
@@ -181,7 +192,7 @@ def _check(
         "seed": (seed, 0),
         "max_steps": (max_steps, 1),
         "videos": (videos, 0),
-        "environments": (environments or 1, 1),
+        "environments": (1 if environments is None else environments, 1),
         "policy_batch": (batch, 1),
     }
     for name, (value, lowest) in least.items():

@@ -156,7 +156,9 @@ def _read_statistics(path: Path) -> dict[str, dict[str, np.ndarray]]:
         }
     except (AttributeError, TypeError, ValueError) as error:
         expected = "numbers by feature and statistic"
-        raise CheckpointError(mismatch(str(path), expected, str(error), "the file is damaged: copy it again")) from error
+        raise CheckpointError(
+            mismatch(str(path), expected, str(error), "the file is damaged: copy it again")
+        ) from error
 
 
 def _plain(statistics: Any) -> Any:

@@ -162,7 +162,9 @@ def load_pretrained(trunk: nn.Sequential, source: str) -> None:
     try:
         weights = load_file(source)
     except SafetensorError as error:
-        raise CheckpointError(mismatch(source, "safetensors", str(error), "the file is damaged: copy it again")) from error
+        raise CheckpointError(
+            mismatch(source, "safetensors", str(error), "the file is damaged: copy it again")
+        ) from error
     places = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
     named = {}
     for name, tensor in weights.items():

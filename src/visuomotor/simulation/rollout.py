@@ -177,10 +177,13 @@ def _bar(episodes: list[Episode], max_steps: int, visible: bool) -> Generator[Ca
             nonlocal printed
             over = [episode for episode in episodes if _over(episode, max_steps)]
             saved = sum(max_steps - episode.steps for episode in over)  # steps that early ends have made unnecessary
-            said = f"{sum(episode.success for episode in over)} of {len(over)} solved, {len(episodes)} in all"
-            bar.update(task, completed=saved + sum(episode.steps for episode in episodes), said=said)
+            done = saved + sum(episode.steps for episode in episodes)
+            solved = sum(episode.success for episode in over)
+            said = f"{solved} solved of {len(over)} finished, {len(episodes)} in all"
+            bar.update(task, completed=done, said=said)
             if visible and not console.is_terminal and time.monotonic() - printed > SECONDS_BETWEEN_LINES:
                 printed = time.monotonic()
-                print(said, file=sys.stderr, flush=True)
+                share = done / (len(episodes) * max_steps)
+                print(f"rolling out, {share:.0%}: {said}", file=sys.stderr, flush=True)
 
         yield show
