@@ -116,6 +116,9 @@ def test_impossible_policies_are_refused_with_the_reason(settings, message):
         ({"optimizer_lr": 0.0}, "optimizer_lr: expected a positive number, got 0.0; 1e-4 is the usual one"),
         ({"grad_clip_norm": -1.0}, "grad_clip_norm: expected a positive number, got -1.0"),
         ({"ema_max_decay": 1.0}, "ema_max_decay: expected a number in [0, 1), got 1.0"),
+        ({"optimizer_betas": (0.9, 1.0)}, "optimizer_betas: expected two numbers in [0, 1), got (0.9, 1.0)"),
+        ({"optimizer_eps": 0.0}, "optimizer_eps: expected a positive number, got 0.0"),
+        ({"optimizer_weight_decay": -1.0}, "optimizer_weight_decay: expected 0 or more, got -1.0"),
         ({"scheduler_warmup_steps": -1}, "scheduler_warmup_steps: expected 0 or more, got -1"),
         ({"threads": -1}, "threads: expected 0 or more, got -1; 0 leaves torch's choice"),
         (

@@ -30,7 +30,7 @@ def pusht_image_small() -> Recipe:
         num_inference_steps=10,
     )
     training = TrainingConfig(
-        steps=14_000,
+        steps=13_500,
         batch_size=64,
         noise_draws=3,
         observations=IMAGE,
@@ -46,10 +46,14 @@ def pusht_image_small() -> Recipe:
 def pusht_keypoints_small() -> Recipe:
     """Push-T from the block's corners on two processor cores: 4.5M parameters."""
     policy = DiffusionConfig(
-        crop_shape=None, down_dims=(64, 128, 256), noise_scheduler_type="DDIM", num_inference_steps=10
+        crop_shape=None,
+        down_dims=(64, 128, 256),
+        noise_scheduler_type="DDIM",
+        num_inference_steps=10,
+        do_mask_loss_for_padding=True,
     )
     training = TrainingConfig(
-        steps=14_000,
+        steps=16_500,
         batch_size=256,
         observations=KEYPOINTS,
         augmentation="pusht-mirror",
@@ -63,7 +67,8 @@ def pusht_keypoints_small() -> Recipe:
 def demo() -> Recipe:
     """`pusht-keypoints-small`, shortened to a few minutes: what `visuomotor demo` trains."""
     recipe = pusht_keypoints_small()
-    return replace(recipe, training=replace(recipe.training, steps=1_000, scheduler_warmup_steps=100))
+    shorter = replace(recipe.training, steps=4_000, batch_size=128, scheduler_warmup_steps=200)
+    return replace(recipe, training=shorter)
 
 
 def debug() -> Recipe:

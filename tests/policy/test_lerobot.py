@@ -219,14 +219,18 @@ def test_whole_trajectories(case: Case, name: str, steps: int) -> None:
     """From LeRobot's first noise to the actions, on our own way."""
     found, key = run_sampler(case, name, steps), f"sample.{name.lower()}{steps}"
     final, trajectory = case.tensors[f"{key}.final"], case.tensors.get(f"{key}.trajectory")
-    if (name, steps) == ("DDIM", 100) and case.policy.config.prediction_type == "epsilon":
-        # These random weights amplify rounding a thousandfold in 100 steps: LeRobot's own float32 run is further than
-        # the tolerance from the same sum in float64, and only the same kernels could follow it. The steps one by one
-        # are held equal above; here our run stays as near to LeRobot's as that is to the exact one.
-        assert trajectory is not None
+    if name == "DDIM" and case.policy.config.prediction_type == "epsilon":
+        # DDIM adds no noise in which rounding would drown, and these random weights amplify it: in 100 steps LeRobot's
+        # own float32 run comes to be further than the tolerance from the same sum in float64, and only the same kernels
+        # could follow it. The steps one by one are held equal above; here both runs stay near the exact one.
         exact = run_sampler(case, name, steps, policy=in_float64(case))
-        assert TOLERANCE < largest_error(trajectory.double(), exact) < 1e-3
-        assert largest_error(found, trajectory) < 1e-3
+        assert trajectory is not None
+        errors = largest_error(found.double(), exact), largest_error(trajectory.double(), exact)
+        if steps == 10:
+            assert max(errors) <= TOLERANCE
+        else:
+            assert errors[0] < 1e-3
+            assert TOLERANCE < errors[1] < 1e-3  # if it were less, equality could be asked for
         return
     assert error(found[-1], final) <= TOLERANCE
     if trajectory is not None:  # the committed reference holds the shorter ones

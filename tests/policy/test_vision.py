@@ -388,8 +388,8 @@ def test_pretrained_weights_from_a_file(tmp_path: Path, backbone: str) -> None:
 def test_every_camera_s_encoder_starts_from_the_pretrained_weights(tmp_path: Path) -> None:
     weights, path = torchvision_weights(), tmp_path / "weights.safetensors"
     save_file(weights, path)
-    pretrained = {"backbone_width": 64, "backbone_stages": 4, "pretrained_backbone_weights": str(path)}
-    config = small_config(cameras=2, use_group_norm=False, use_separate_rgb_encoder_per_camera=True, **pretrained)
+    pretrained: dict[str, Any] = {"backbone_width": 64, "backbone_stages": 4, "pretrained_backbone_weights": str(path)}
+    config = small_config(2, use_group_norm=False, use_separate_rgb_encoder_per_camera=True, **pretrained)
     encoders = [module for module in small_policy(config).modules() if isinstance(module, RgbEncoder)]
     assert len(encoders) == 2
     for encoder in encoders:

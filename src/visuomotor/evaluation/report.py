@@ -173,7 +173,7 @@ svg text { fill: var(--soft); font-size: 12px; }
 .line { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
 .bar { fill: var(--bar); } .good { fill: var(--good); }
 .success, .failure { font-weight: 600; } .success { color: var(--good); } .failure { color: var(--bad); }
-pre { margin: 0; padding: 16px 18px; overflow-x: auto; }
+pre { margin: 0; padding: 16px 18px; white-space: pre-wrap; overflow-wrap: anywhere; }
 code, pre { font: 0.9rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 .tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px; }
 .tables .card { padding: 8px 18px; }
