@@ -85,11 +85,11 @@ STATE = Feature("STATE", (2,))
         ),
         (
             {"input_features": {"action": Feature("ACTION", (2,))}},
-            "action: expected an observation, got ACTION; actions go into output_features",
+            "action: expected a camera, observation.state or observation.environment_state, got ACTION; join",
         ),
         (
             {"input_features": {"observation.effort": Feature("STATE", (2,))}},
-            "input_features: expected an image, a state or both, got ['observation.effort']",
+            "observation.effort: expected a camera, observation.state or observation.environment_state, got STATE; join",
         ),
         (
             {"output_features": {"actions": Feature("ACTION", (2,))}},

@@ -199,8 +199,7 @@ class DiffusionConfig:
                 "they were trained with BatchNorm: keep it, or train from scratch",
             ),
         ]
-        for name in ("resize_shape", "crop_shape"):
-            shape = getattr(self, name)
+        for name, shape in (("resize_shape", self.resize_shape), ("crop_shape", self.crop_shape), ("crop", self.crop)):
             rules.append((shape is None or min(shape) > 0, name, "a positive (H, W)", shape, "or None to leave it out"))
         _check(rules)
         self._check_features()
@@ -209,8 +208,10 @@ class DiffusionConfig:
         images = self.image_features
         crop, resize = self.crop, self.resize_shape
         for name, feature in self.input_features.items():
-            if feature.type == "ACTION":
-                raise ConfigError(mismatch(name, "an observation", "ACTION", "actions go into output_features"))
+            if not is_observed(name, feature):
+                expected = "a camera, observation.state or observation.environment_state"
+                advice = "join other numbers to observation.state, or leave them out"
+                raise ConfigError(mismatch(name, expected, feature.type, advice))
         for name, feature in images.items():
             if len(feature.shape) != 3:
                 raise ConfigError(mismatch(name, "an image (C, H, W)", feature.shape, "move the channels first"))
@@ -224,9 +225,6 @@ class DiffusionConfig:
                 raise ConfigError(mismatch("crop_shape", "a crop that fits the image", found, "crop less"))
         if self.output_features and set(self.output_features) != {"action"}:
             raise ConfigError(mismatch("output_features", "exactly `action`", list(self.output_features), "rename it"))
-        if self.input_features and not images and self.env_state_feature is None and self.state_feature is None:
-            found = list(self.input_features)
-            raise ConfigError(mismatch("input_features", "an image, a state or both", found, "name an observation"))
 
     @property
     def image_features(self) -> dict[str, Feature]:
@@ -280,7 +278,7 @@ class TrainingConfig:
     noise_draws: int = 1
     """Noisy copies of each window's actions a step: the encoder runs once, the U-Net this many times."""
     observations: tuple[str, ...] | None = None
-    """Names of the observations the policy sees; None takes every `observation.*` of the data set."""
+    """What the policy sees, by name; None takes all cameras and the two states."""
     augmentation: Literal["none", "pusht-mirror"] = "none"
     """`pusht-mirror`: half of the windows reflected on Push-T's axis of symmetry. Right for Push-T only."""
     optimizer_lr: float = 1e-4
@@ -364,6 +362,11 @@ class Recipe:
     """What is trained."""
     training: TrainingConfig
     """How it is trained."""
+
+
+def is_observed(name: str, feature: Feature) -> bool:
+    """Whether the network takes this observation: a camera, or one of the two states that LeRobot's policy knows."""
+    return feature.type == "VISUAL" or name in ("observation.state", "observation.environment_state")
 
 
 def _check(rules: Sequence[tuple[bool, str, object, object, str]]) -> None:

@@ -220,7 +220,7 @@ def test_the_trunk_in_bfloat16_trains_close_to_float32(recipe: Recipe, tmp_path:
     policy = DiffusionPolicy(config, {"observation.image": image, "action": {"min": [0, 0], "max": [1, 1]}}).train()
     batch = {"observation.image": torch.rand(4, 2, 3, 32, 32), "action": torch.rand(4, 16, 2)}
     losses = []
-    for dtype in (torch.float32, torch.bfloat16):
-        policy.diffusion.rgb_encoder.trunk_dtype = dtype
+    for bfloat16 in (False, True):
+        policy.diffusion.rgb_encoder.bfloat16_trunk = bfloat16
         losses.append(policy.compute_loss(batch, torch.Generator().manual_seed(1)).item())
     assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.02 * losses[0]

@@ -1,6 +1,7 @@
 """Policies on disk: a folder of config.json, model.safetensors and statistics.json. Nothing is ever unpickled."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def save_policy(policy: DiffusionPolicy, folder: str | Path, dtype: torch.dtype 
             name: tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
             for name, tensor in policy.state_dict().items()
         }
-        save_file(weights, draft / "model.safetensors")
+        save_tensors(weights, draft / "model.safetensors")
 
 
 def load_policy(source: str | Path, device: str = "cpu") -> DiffusionPolicy:
@@ -129,6 +130,18 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(mismatch(str(path), "a JSON file", "none", "copy the whole folder again")) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(mismatch(str(path), "JSON", str(error), "the file is damaged: copy it again")) from error
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Writes a safetensors file that others may read; the library itself makes it the owner's alone."""
+    save_file(tensors, path)
+    path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

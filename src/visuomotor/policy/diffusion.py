@@ -157,6 +157,7 @@ class DiffusionPolicy(nn.Module):
         for name in self.config.input_features:
             if name not in observation:
                 raise self._missing(name, observation)
+        for name in self.config.input_features:
             past = self._observations.setdefault(name, deque(maxlen=self.config.n_obs_steps))
             past.extend([observation[name]] * (1 if past else self.config.n_obs_steps))
         if not self._actions:

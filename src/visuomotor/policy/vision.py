@@ -96,12 +96,12 @@ class RgbEncoder(nn.Module):
         depth = config.backbone_width * 2 ** (config.backbone_stages - 1)
         self.pool = SpatialSoftmax((depth, height, width), config.spatial_softmax_num_keypoints)
         self.feature_dim = config.spatial_softmax_num_keypoints * 2
-        self.trunk_dtype = torch.float32  # training may set bfloat16
+        self.bfloat16_trunk = False  # in training only, where it is asked for
         self.out = nn.Linear(self.feature_dim, self.feature_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, feature_dim)."""
-        fast = self.training and self.trunk_dtype != torch.float32
+        fast = self.training and self.bfloat16_trunk
         with torch.autocast(images.device.type, torch.bfloat16, enabled=fast):
             features = self.backbone(images)
         return relu(self.out(self.pool(features.to(images.dtype)).flatten(1)))

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from visuomotor.config import Recipe, from_json, to_json
 from visuomotor.errors import CheckpointError, ConfigError, mismatch
 from visuomotor.files import atomic_folder, write_json
-from visuomotor.policy.checkpoint import load_weights, read_json, read_tensors, save_policy
+from visuomotor.policy.checkpoint import load_weights, read_json, read_tensors, save_policy, save_tensors
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.training.average import WeightAverage
 
@@ -90,7 +89,7 @@ def save_checkpoint(
         save_policy(average.policy, draft / "policy")
         (draft / "training").mkdir()
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(on_cpu, draft / "training" / "state.safetensors")
+        save_tensors(on_cpu, draft / "training" / "state.safetensors")
         write_json(draft / "training" / "state.json", {"format_version": FORMAT_VERSION, "step": step})
     for old in sorted((run / "checkpoints").glob("step_*"))[:-keep]:
         shutil.rmtree(old)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from visuomotor.config import DiffusionConfig, Feature, Recipe, TrainingConfig, nearest
+from visuomotor.config import DiffusionConfig, Feature, Recipe, TrainingConfig, is_observed, nearest
 from visuomotor.data.dataset import Dataset, load_dataset
 from visuomotor.data.order import WindowOrder
 from visuomotor.data.pusht_geometry import mirror
@@ -68,11 +68,12 @@ def train(recipe: Recipe, source: str | Path, output: str | Path, *, resume: boo
     newest = _open_run(run, Run(recipe, str(source)), resume)
 
     torch.manual_seed(config.seed)
-    policy = DiffusionPolicy(recipe.policy, _statistics(dataset, recipe)).to(device).train()
+    policy = DiffusionPolicy(recipe.policy, _statistics(dataset, recipe), pretrained=newest is None)
+    policy = policy.to(device).train()
     average = WeightAverage(policy, config)
     for module in policy.modules():
         if isinstance(module, RgbEncoder):
-            module.trunk_dtype = getattr(torch, config.trunk_precision)
+            module.bfloat16_trunk = config.trunk_precision == "bfloat16"
         if config.compile and isinstance(module, RgbEncoder | ConditionalUnet1d):
             module.compile()
     optimizer = torch.optim.AdamW(
@@ -157,7 +158,7 @@ def fill_features(recipe: Recipe, dataset: Dataset) -> DiffusionConfig:
         DatasetError: The data set lacks one of them.
     """
     known = dataset.features
-    observed = recipe.training.observations or [name for name in known if name.startswith("observation.")]
+    observed = recipe.training.observations or [name for name in known if is_observed(name, known[name])]
     for name in (*observed, "action"):
         if name not in known:
             advice = f"did you mean {nearest(name, known)}? Choose a preset that fits this data, or --observations"
