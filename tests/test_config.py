@@ -89,7 +89,7 @@ STATE = Feature("STATE", (2,))
         ),
         (
             {"input_features": {"observation.effort": Feature("STATE", (2,))}},
-            "observation.effort: expected a camera, observation.state or observation.environment_state, got STATE; join",
+            "observation.effort: expected a camera, observation.state or observation.environment_state, got STATE",
         ),
         (
             {"output_features": {"actions": Feature("ACTION", (2,))}},
