@@ -49,11 +49,11 @@ def pusht_keypoints_small() -> Recipe:
         crop_shape=None,
         down_dims=(64, 128, 256),
         noise_scheduler_type="DDIM",
-        num_inference_steps=10,
+        num_inference_steps=16,
         do_mask_loss_for_padding=True,
     )
     training = TrainingConfig(
-        steps=16_500,
+        steps=12_000,
         batch_size=256,
         observations=KEYPOINTS,
         augmentation="pusht-mirror",
