@@ -382,6 +382,41 @@ def test_observation_that_is_missing() -> None:
         assert str(caught.value).startswith(expected)
 
 
+def test_observations_of_different_batches() -> None:
+    seen = observation(small_batch(IMAGES))
+    seen["observation.images.b"] = seen["observation.images.b"][:2]
+    with pytest.raises(CheckpointError, match=r"images\.b: expected \(3, 2, 3, 32, 40\), got \(2, 2, 3, 32, 40\)"):
+        small_policy(IMAGES).eval().predict_action_chunk(seen)
+
+
+def test_acting_on_another_batch_without_reset() -> None:
+    policy = small_policy(STATE).eval()
+    policy.select_action({"observation.state": torch.zeros(1, 2)})
+    with pytest.raises(CheckpointError, match=r"expected \(1, 2\) as before, got \(3, 2\); call reset"):
+        policy.select_action({"observation.state": torch.zeros(3, 2)})
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("action", torch.zeros(3, 7, 3), r"action: expected \(3, 8, 3\), got \(3, 7, 3\)"),
+        ("action", torch.zeros(2, 8, 3), r"action: expected \(3, 8, 3\), got \(2, 8, 3\)"),
+        ("action", None, r"action: expected \(3, 8, 3\), got \['action_is_pad', "),
+        ("action_is_pad", None, r"action_is_pad: expected \(3, 8\), got \['action', "),
+        ("action_is_pad", torch.zeros(3, 8, 3, dtype=torch.bool), r"action_is_pad: expected \(3, 8\), got \(3, 8, 3\)"),
+    ],
+)
+def test_targets_that_do_not_fit(name: str, values: Tensor | None, message: str) -> None:
+    config = small_config(do_mask_loss_for_padding=True)
+    batch = small_batch(config)
+    if values is None:
+        del batch[name]
+    else:
+        batch[name] = values
+    with pytest.raises(CheckpointError, match=message):
+        small_policy(config).compute_loss(batch)
+
+
 def test_config_without_features() -> None:
     with pytest.raises(CheckpointError, match="config: expected observations in and `action` out"):
         DiffusionPolicy(DiffusionConfig(), {})

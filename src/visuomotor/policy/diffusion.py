@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor, nn
 
-from visuomotor.config import DiffusionConfig, Feature
+from visuomotor.config import DiffusionConfig
 from visuomotor.errors import CheckpointError, mismatch
 from visuomotor.policy.normalization import Normalizer, Statistics
 from visuomotor.policy.samplers import SAMPLERS, draws
@@ -117,8 +117,13 @@ class DiffusionPolicy(nn.Module):
 
         Returns:
             A scalar, the mean over everything (masked entries count as 0, as in LeRobot).
+
+        Raises:
+            CheckpointError: Something is missing or has another shape than the policy was made for.
         """
         generator = generator or torch.default_generator
+        self._check_observations(batch)
+        self._check_targets(batch)
         clean = self.normalizer("action", batch["action"].to(self.device)).repeat(noise_draws, 1, 1)
         steps = torch.randint(self.schedule.num_train_timesteps, (len(clean),), generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
@@ -159,6 +164,9 @@ class DiffusionPolicy(nn.Module):
                 raise self._missing(name, observation)
         for name in self.config.input_features:
             past = self._observations.setdefault(name, deque(maxlen=self.config.n_obs_steps))
+            if past and past[-1].shape != observation[name].shape:
+                before, now = tuple(past[-1].shape), tuple(observation[name].shape)
+                raise CheckpointError(mismatch(name, f"{before} as before", now, "call reset() when an episode begins"))
             past.extend([observation[name]] * (1 if past else self.config.n_obs_steps))
         if not self._actions:
             stacked = {name: torch.stack(list(past), dim=1) for name, past in self._observations.items()}
@@ -177,6 +185,7 @@ class DiffusionPolicy(nn.Module):
         Returns:
             (B, Ta, Da) in data units.
         """
+        self._check_observations(observation)
         condition = self.diffusion.global_cond(self._prepare(observation, None))
         actions = self.sample(condition, noise)
         start = self.config.n_obs_steps - 1
@@ -224,25 +233,39 @@ class DiffusionPolicy(nn.Module):
         return self.config.num_inference_steps or self.config.num_train_timesteps
 
     def _prepare(self, observation: Batch, random_crop: Generator | None) -> dict[str, Tensor]:
-        """Checks, crops and normalises what the network sees, on the network's device."""
+        """Crops and normalises what the network sees, on the network's device."""
         prepared = {}
         for name, feature in self.config.input_features.items():
-            if name not in observation:
-                raise self._missing(name, observation)
             values = observation[name].to(self.device)
-            self._check_shape(name, feature, values)
             if feature.type == "VISUAL":
                 values = resize_and_crop(values, self.config, random_crop)
             prepared[name] = self.normalizer(name, values)
         return prepared
 
-    def _check_shape(self, name: str, feature: Feature, values: Tensor) -> None:
-        expected = (self.config.n_obs_steps, *feature.shape)
-        if values.shape[1:] != expected:
-            wanted = f"(B, {', '.join(map(str, expected))})"
-            moved = values.dim() == 5 and values.shape[-1] == feature.shape[0]
-            advice = "move the channels first" if moved else "give To steps of the trained shape"
-            raise CheckpointError(mismatch(name, wanted, tuple(values.shape), advice))
+    def _check_observations(self, observation: Batch) -> None:
+        size = None
+        for name, feature in self.config.input_features.items():
+            if name not in observation:
+                raise self._missing(name, observation)
+            shape = tuple(observation[name].shape)
+            expected = (shape[0] if size is None and shape else size, self.config.n_obs_steps, *feature.shape)
+            if shape != expected:
+                wanted = f"({'B' if size is None else size}, {', '.join(map(str, expected[1:]))})"
+                moved = len(shape) == 5 and shape[-1] == feature.shape[0]
+                advice = "move the channels first" if moved else "give To steps of the trained shape"
+                raise CheckpointError(mismatch(name, wanted, shape, advice))
+            size = shape[0]
+
+    def _check_targets(self, batch: Batch) -> None:
+        size = len(batch[next(iter(self.config.input_features))])
+        expected = {"action": (size, self.config.horizon, *self.config.output_features["action"].shape)}
+        if self.config.do_mask_loss_for_padding:
+            expected["action_is_pad"] = expected["action"][:2]
+        for name, shape in expected.items():
+            found = tuple(batch[name].shape) if name in batch else sorted(batch)
+            if found != shape:
+                advice = "give Tp of them for each sample, the first for the oldest observed step"
+                raise CheckpointError(mismatch(name, shape, found, advice))
 
     def _missing(self, name: str, observation: Batch) -> CheckpointError:
         found = sorted(observation)
