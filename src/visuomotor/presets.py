@@ -53,7 +53,7 @@ def pusht_keypoints_small() -> Recipe:
         do_mask_loss_for_padding=True,
     )
     training = TrainingConfig(
-        steps=12_000,
+        steps=28_000,
         batch_size=256,
         observations=KEYPOINTS,
         augmentation="pusht-mirror",
