@@ -2,6 +2,9 @@
 
 VENV ?= .venv
 OUTPUT ?= outputs/demo
+# LeRobot's own environment, for `make lerobot`: it needs Python 3.12 and cannot share ours.
+LEROBOT ?= .venv-lerobot
+LEROBOT_PYTHON ?= python3.12
 # The first Python on the path that is new enough and not too new.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
@@ -12,12 +15,13 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 TESTS := not lerobot and not gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format clean
+.PHONY: help demo test check lerobot lint format clean
 
 help:
 	@echo "make demo    train a small Push-T policy here, measure it and write a report in $(OUTPUT) (about 12 minutes)"
 	@echo "make test    every test that needs neither LeRobot nor a GPU (under 15 minutes)"
 	@echo "make check   the fast tests and the lints (under 3 minutes)"
+	@echo "make lerobot the tests that run LeRobot itself; installs it in $(LEROBOT) (Python 3.12, some gigabytes)"
 	@echo "make lint    ruff and ty"
 	@echo "make format  mend what ruff can mend"
 	@echo "make clean   delete $(VENV) and what tools leave behind; outputs stay"
@@ -30,6 +34,9 @@ test: $(VENV)/.dev
 
 check: $(VENV)/.dev lint
 	$(BIN)/python -m pytest -m "$(TESTS) and not slow"
+
+lerobot: $(VENV)/.dev $(LEROBOT)/.installed
+	VISUOMOTOR_LEROBOT=$(LEROBOT)/bin/python $(BIN)/python -m pytest -m lerobot
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -65,3 +72,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[dev]'
 	$(simulator)
 	@touch $@ $(VENV)/.demo
+
+$(LEROBOT)/.installed:
+	$(LEROBOT_PYTHON) -m venv $(LEROBOT)
+	$(LEROBOT)/bin/python -m pip install --disable-pip-version-check 'lerobot[dataset,diffusion]==0.6.1'
+	@touch $@

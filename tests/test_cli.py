@@ -42,7 +42,7 @@ def test_help_lists_the_verbs(capsys, arguments):
     assert main(arguments) == 0
     out = capsys.readouterr().out
     for name, verb in VERBS.items():
-        assert f"  {name:6}  {verb.__doc__}" in lines(out)
+        assert f"  {name:7}  {verb.__doc__}" in lines(out)
 
 
 def test_version(capsys):
@@ -56,7 +56,7 @@ def test_help_of_a_verb(capsys, verb):
         main([verb, "--help"])
     assert not left.value.code
     out = capsys.readouterr().out
-    assert "--output DIR" in out or "--output FILE" in out
+    assert any(word in out for word in ("--output DIR", "--output FILE", "[OPTIONS] SOURCE"))
     assert VERBS[verb].__doc__ in " ".join(out.split())
 
 
@@ -79,7 +79,7 @@ def test_help_of_a_preset_shows_its_own_defaults_with_their_documentation(capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "visuomotor: expected one of ['train', 'eval', 'demo', 'record'], got 'trian'; did you mean train"),
+        (["trian"], f"visuomotor: expected one of {list(VERBS)}, got 'trian'; did you mean train"),
         (["train", "pusht-imag"], "preset: expected one of "),
         (["train", "pusht-keypoint-small"], "; did you mean pusht-keypoints-small?"),
         (["train"], "visuomotor train: expected a preset first (pusht-image, "),
@@ -111,6 +111,12 @@ def test_help_of_a_preset_shows_its_own_defaults_with_their_documentation(capsys
         (["eval", "no-such-policy", "--output", "x"], "no-such-policy: expected "),
         (["eval", "no-such-policy", "--output", "x", "--episodes", "0"], "episodes: expected 1 or more, got 0"),
         (["eval", "no-such-policy", "--output", "x", "--env", "pushT"], "invalid choice 'pushT' for argument '--env'"),
+        (["convert", "nowhere"], "visuomotor convert: expected TARGET, got none"),
+        (["convert", "nowhere", "x"], "nowhere: expected a folder of LeRobot"),
+        (["convert", str(DATA), "x", "--episodes", "0", "9"], "episodes: expected some of 0 to 1, got [9]"),
+        (["convert", "x", "y", "--images", "--video-codec", "av1"], "expected --images or --video-codec, got both"),
+        (["convert", "no-such-policy", "x", "--to", "lerobot"], "no-such-policy: expected "),
+        (["convert", "x", "y", "--to", "lerobot", "--images"], "expected a policy and TARGET alone, got more"),
         (["demo", "--stepps", "3"], "did you mean --steps?"),
         (["record", "no-such-policy", "--output", "x.npz"], "no-such-policy: expected "),
     ],
@@ -226,6 +232,54 @@ def test_the_demo_in_miniature(capsys, tmp_path):
     for word in ("success:", "of 1 episodes", "reward:", f"report:  {output / 'evaluation' / 'report.html'}", "next:"):
         assert word in out
     assert (output / "evaluation" / "report.html").is_file()
+
+
+def test_info_prints_tables_or_json(capsys, tmp_path):
+    assert main(["info", str(DATA), "--strict"]) == 0
+    out = capsys.readouterr().out
+    assert "format    LeRobot v3.0" in out
+    assert "Nothing wrong was found." in out
+    assert main(["info", str(DATA), "--json", "--no-frames", "--episodes", "1"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["episodes"], told["frames_checked"], told["findings"]) == (1, False, [])
+
+
+def test_info_tells_what_is_wrong_by_its_status_if_asked(capsys, tmp_path):
+    from .data.synthetic import write_lerobot
+
+    folder = str(write_lerobot(tmp_path / "set"))  # of a few frames each, with a number that never changes
+    assert main(["info", folder]) == 0
+    assert "y is always 7" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        main(["info", folder, "--strict"])
+    assert left.value.code == 1
+
+
+def test_convert_writes_what_train_reads(refused, capsys, tmp_path):
+    target = tmp_path / "set"
+    assert main(["convert", str(DATA), str(target), "--episodes", "1"]) == 0
+    assert lines(capsys.readouterr().out) == [f"converted: {target}"]
+    assert json.loads((target / "meta/info.json").read_text())["total_episodes"] == 1
+    assert refused("convert", str(DATA), str(target)).startswith(f"{target}: expected a new or an empty folder")
+
+
+def test_convert_stores_frames_as_it_is_told(tmp_path):
+    from .data.synthetic import write_lerobot
+
+    source = str(write_lerobot(tmp_path / "source", "video", lengths=(3,)))
+    for flags, kept in (([], "h264"), (["--images"], None), (["--video-codec", "av1"], "av1")):
+        target = tmp_path / "-".join(["set", *flags])
+        assert main(["convert", source, str(target), *flags]) == 0
+        feature = json.loads((target / "meta/info.json").read_text())["features"]["observation.image"]
+        assert feature["dtype"] == ("video" if kept else "image")
+        assert feature.get("info", {}).get("video.codec") == kept
+
+
+def test_convert_gives_a_policy_to_lerobot(capsys, tmp_path):
+    target = tmp_path / "policy"
+    assert main(["convert", "pusht-keypoints-small", str(target), "--to", "lerobot"]) == 0
+    assert lines(capsys.readouterr().out) == [f"converted: {target}"]
+    assert json.loads((target / "config.json").read_text())["type"] == "diffusion"
 
 
 def test_record_keeps_away_from_the_seeds_of_evaluations(refused, capsys, tmp_path):

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from visuomotor.config import DiffusionConfig, Feature, Recipe, TrainingConfig
+    from visuomotor.data.conversion import convert
     from visuomotor.data.dataset import Dataset, load_dataset
+    from visuomotor.data.writer import DatasetWriter
     from visuomotor.errors import CheckpointError, ConfigError, DatasetError, VisuomotorError
     from visuomotor.evaluation.evaluate import evaluate
     from visuomotor.policy.checkpoint import load_policy, save_policy
@@ -27,12 +29,14 @@ _HOMES = {
     "ConfigError": "errors",
     "Dataset": "data.dataset",
     "DatasetError": "errors",
+    "DatasetWriter": "data.writer",
     "DiffusionConfig": "config",
     "DiffusionPolicy": "policy.diffusion",
     "Feature": "config",
     "Recipe": "config",
     "TrainingConfig": "config",
     "VisuomotorError": "errors",
+    "convert": "data.conversion",
     "evaluate": "evaluation.evaluate",
     "load_dataset": "data.dataset",
     "load_policy": "policy.checkpoint",
@@ -46,12 +50,14 @@ __all__ = [
     "ConfigError",
     "Dataset",
     "DatasetError",
+    "DatasetWriter",
     "DiffusionConfig",
     "DiffusionPolicy",
     "Feature",
     "Recipe",
     "TrainingConfig",
     "VisuomotorError",
+    "convert",
     "evaluate",
     "load_dataset",
     "load_policy",

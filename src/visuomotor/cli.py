@@ -6,6 +6,7 @@ Any other exception is a fault of ours: its traceback stays, and the status is 1
 
 import dataclasses
 import io
+import json
 import os
 import re
 import sys
@@ -56,7 +57,7 @@ class TrainOptions:
     """`visuomotor train`, behind the preset's name."""
 
     data: Annotated[str, tyro.conf.arg(metavar="SOURCE")]
-    """A LeRobot v3.0 folder, a hub name (lerobot/pusht), a .zarr folder or .zarr.zip, or pusht-demonstrations."""
+    """A LeRobot folder (v2.0 to v3.0), a hub name (lerobot/pusht), a .zarr or .zarr.zip, or pusht-demonstrations."""
     output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The run's folder: config.json, metrics.jsonl and checkpoints."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -97,6 +98,44 @@ class EvalOptions:
     """Episodes in each call of the policy; another number may change the last bits of an action."""
     device: str = "cpu"
     """Where the policy runs: `cpu`, `cuda` or `mps`."""
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """`visuomotor convert`."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """Demonstrations: a LeRobot folder, a hub name, .zarr, .zarr.zip, robomimic .hdf5. For --to lerobot, a policy."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")]
+    """A new or an empty folder. It appears when it is whole."""
+    to: Literal["v3.0", "lerobot"] = "v3.0"
+    """`v3.0`: a LeRobot data set. `lerobot`: a policy as LeRobot 0.6 loads it."""
+    episodes: tuple[int, ...] | None = None
+    """Numbers of the episodes to take; None takes all."""
+    images: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Store frames as PNG in parquet, without loss, and not as video."""
+    video_codec: Literal["av1", "h264"] | None = None
+    """The codec of videos; None copies videos, leaves PNG as it is, and encodes other frames as av1."""
+    revision: str | None = None
+    """Of a name on the hub, a branch, tag or commit; None takes the newest format that it has."""
+
+
+@dataclass(frozen=True)
+class InfoOptions:
+    """`visuomotor info`."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """Demonstrations, as for `visuomotor train --data`."""
+    episodes: tuple[int, ...] | None = None
+    """Numbers of the episodes to look at; None takes all."""
+    revision: str | None = None
+    """Of a name on the hub, a branch, tag or commit; None takes the newest format that it has."""
+    frames: bool = True
+    """Look at the cameras' frames as well; they are decoded once, into the frame store."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print JSON, which has every finding, in place of tables."""
+    strict: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Leave with status 1 if something is found."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +203,49 @@ def evaluate(arguments: list[str]) -> None:
 
     _print_result(run(**dataclasses.asdict(options)), options.output)
     print(f"next:    open {options.output / 'report.html'} in a browser")
+
+
+def convert(arguments: list[str]) -> None:
+    """Write demonstrations as a LeRobot v3.0 data set, or a policy as LeRobot loads it."""
+    required = ConvertOptions(source=tyro.MISSING, target=tyro.MISSING)
+    options = _parse(required, "convert", arguments, str(convert.__doc__))
+    if options.to == "lerobot":
+        defaults = ConvertOptions(options.source, options.target, options.to)
+        if options != defaults:
+            advice = "leave out --episodes, --images, --video-codec and --revision: they are for demonstrations"
+            raise ConfigError(mismatch("visuomotor convert --to lerobot", "a policy and TARGET alone", "more", advice))
+        from visuomotor.policy.checkpoint import load_policy
+        from visuomotor.policy.lerobot_export import save_lerobot
+
+        save_lerobot(load_policy(options.source), options.target)
+    else:
+        if options.images and options.video_codec:
+            advice = "take one of them"
+            raise ConfigError(mismatch("visuomotor convert", "--images or --video-codec", "both", advice))
+        from visuomotor.data.conversion import convert as run
+
+        video = None if options.images else options.video_codec or "auto"
+        run(options.source, options.target, options.episodes, video=video, revision=options.revision)
+    print(f"converted: {options.target}")
+
+
+def info(arguments: list[str]) -> None:
+    """Look at demonstrations: what they are, and what may be wrong with them."""
+    options = _parse(InfoOptions(source=tyro.MISSING), "info", arguments, str(info.__doc__))
+
+    from rich.console import Console
+
+    from visuomotor.data.dataset import Dataset, read
+    from visuomotor.data.inspection import inspect, show
+
+    demonstrations = read(options.source, options.episodes, options.revision)
+    inspection = inspect(Dataset(demonstrations, check=False), options.frames)
+    if options.json:
+        print(json.dumps(inspection.to_json(), indent=2))
+    else:
+        show(inspection, Console(highlight=False, width=None if sys.stdout.isatty() else 140))
+    if options.strict and inspection.findings:
+        raise SystemExit(1)
 
 
 def demo(arguments: list[str]) -> None:
@@ -266,7 +348,14 @@ def _print_result(result: dict[str, Any], output: Path) -> None:
     print(f"report:  {output / 'report.html'}")
 
 
-VERBS: dict[str, Callable[[list[str]], None]] = {"train": train, "eval": evaluate, "demo": demo, "record": record}
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "eval": evaluate,
+    "convert": convert,
+    "info": info,
+    "demo": demo,
+    "record": record,
+}
 
 
 def _help() -> str:

@@ -81,7 +81,7 @@ class DiffusionConfig:
     kernel_size: int = 5
     """Width of the U-Net's convolutions over time, odd."""
     n_groups: int = 8
-    """Groups of the U-Net's GroupNorm; divides every one of down_dims."""
+    """Groups of the U-Net's GroupNorm; divides every one of down_dims. The last one has 8, as in LeRobot."""
     diffusion_step_embed_dim: int = 128
     """Size of the denoising step's embedding, even."""
     use_film_scale_modulation: bool = True
@@ -112,7 +112,7 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        stages = len(self.down_dims)
+        stages, trained = len(self.down_dims), self.num_train_timesteps
         rules = [
             (self.n_obs_steps >= 1, "n_obs_steps", "1 or more", self.n_obs_steps, "observe at least the present"),
             (stages >= 1, "down_dims", "one stage or more", self.down_dims, "name the channels of each stage"),
@@ -133,6 +133,13 @@ class DiffusionConfig:
             (self.drop_n_last_frames >= 0, "drop_n_last_frames", "0 or more", self.drop_n_last_frames, "set it to 0"),
             (self.kernel_size % 2 == 1, "kernel_size", "an odd number", self.kernel_size, "use 3 or 5"),
             (
+                stages == 0 or self.down_dims[0] % 8 == 0,
+                "down_dims",
+                "a multiple of 8 first: the last GroupNorm has 8 groups",
+                self.down_dims,
+                "use 64, 128 or more",
+            ),
+            (
                 self.n_groups >= 1 and all(d % self.n_groups == 0 for d in self.down_dims),
                 "n_groups",
                 f"a divisor of every one of down_dims {self.down_dims}",
@@ -147,17 +154,12 @@ class DiffusionConfig:
                 "use 128",
             ),
             (0 < self.crop_ratio <= 1, "crop_ratio", "a share in (0, 1]", self.crop_ratio, "1 means no crop"),
+            (trained >= 2, "num_train_timesteps", "2 or more", trained, "the published recipe has 100"),
+            (trained <= 100_000, "num_train_timesteps", "100000 or less", trained, "the published recipe has 100"),
             (
-                self.num_train_timesteps >= 2,
-                "num_train_timesteps",
-                "2 or more",
-                self.num_train_timesteps,
-                "the published recipe has 100",
-            ),
-            (
-                self.num_inference_steps is None or 1 <= self.num_inference_steps <= self.num_train_timesteps,
+                self.num_inference_steps is None or 1 <= self.num_inference_steps <= trained,
                 "num_inference_steps",
-                f"1 to num_train_timesteps = {self.num_train_timesteps}",
+                f"1 to num_train_timesteps = {trained}",
                 self.num_inference_steps,
                 "steps cannot be finer than those trained",
             ),
@@ -212,6 +214,10 @@ class DiffusionConfig:
                 expected = "a camera, observation.state or observation.environment_state"
                 advice = "join other numbers to observation.state, or leave them out"
                 raise ConfigError(mismatch(name, expected, feature.type, advice))
+        for name, feature in (self.input_features | self.output_features).items():
+            if min(feature.shape, default=0) < 1 or (feature.type != "VISUAL" and len(feature.shape) != 1):
+                expected = "an image (C, H, W)" if feature.type == "VISUAL" else "one size (D,), 1 or more"
+                raise ConfigError(mismatch(name, expected, feature.shape, "correct its shape"))
         for name, feature in images.items():
             if len(feature.shape) != 3:
                 raise ConfigError(mismatch(name, "an image (C, H, W)", feature.shape, "move the channels first"))

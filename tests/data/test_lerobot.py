@@ -12,6 +12,7 @@ import pytest
 from visuomotor.data.dataset import load_dataset
 from visuomotor.errors import DatasetError
 
+from .lerobot_samples import samples
 from .synthetic import FPS, LENGTHS, TASKS, edit_info, edit_table, picture, video_name, write_lerobot
 
 N = sum(LENGTHS)
@@ -111,6 +112,32 @@ def test_matrices_and_text_keep_their_shape(tmp_path):
     assert "remark" not in found.features
 
 
+def test_numbers_come_as_their_dtype_says(tmp_path):
+    folder = write_lerobot(tmp_path, lengths=(2, 1))
+    edit_feature(folder, "action", dtype="float64")
+    edit_table(
+        folder / DATA,
+        **{
+            "observation.force": pa.array([3, 4, 5]),
+            "next.done": pa.array([0, 1, 1]),
+            "index": pa.array([0, 1, 2], "u1"),
+        },
+    )
+    found = load_dataset(folder).arrays
+    for name, values in {
+        "observation.force": [3.0, 4.0, 5.0],
+        "next.done": [False, True, True],
+        "index": [0, 1, 2],
+    }.items():
+        assert found[name].tolist() == values
+    assert [found[name].dtype for name in ("action", "observation.force", "next.done", "index")] == [
+        np.float32,
+        np.float32,
+        np.bool_,
+        np.int64,
+    ]
+
+
 def test_stored_statistics_hold_for_all_episodes_only(tmp_path):
     folder = write_lerobot(tmp_path)
     stored = {"min": [1, 2], "max": [3, 4], "mean": [5, 6], "std": [7, 8], "count": [N]}
@@ -123,6 +150,36 @@ def test_stored_statistics_hold_for_all_episodes_only(tmp_path):
     assert whole["observation.force"]["max"].tolist() == [8.5]
     assert whole["observation.state"]["std"][1] == 0
     assert load_dataset(folder, episodes=[1]).statistics["action"]["min"].tolist() == [5, -7]
+
+
+def uncommitted(folder, camera):
+    """What a recorder left that was stopped in its fifth episode, whose frames stand behind those of the third file."""
+    larger = write_lerobot(folder.parent / "larger", camera, lengths=(*LENGTHS[:3], 4, 2, 3))
+    smaller = write_lerobot(folder, camera, lengths=(*LENGTHS[:3], 4, 2))
+    for path in sorted(larger.rglob("*.parquet")) + sorted(larger.rglob("*.mp4")):
+        shutil.copyfile(path, smaller / path.relative_to(larger))
+    return smaller
+
+
+@pytest.mark.parametrize("camera", [None, "video", "image"])
+def test_what_a_stopped_recorder_left_is_ignored(tmp_path, camera):
+    folder = uncommitted(tmp_path / "set", camera)
+    assert pq.read_table(folder / "data/chunk-002/file-000.parquet").num_rows == 5
+    found = load_dataset(folder)
+    assert found.episode_ends.tolist() == [5, 8, 14, 18, 20]
+    assert found.arrays["index"].tolist() == list(range(20))
+    assert load_dataset(folder, episodes=[4]).arrays["index"].tolist() == [18, 19]
+    if camera:
+        check_images(found.frames["observation.image"], range(20), 3)
+    with pytest.raises(DatasetError, match="episodes: expected some of 0 to 4, got"):
+        load_dataset(folder, episodes=[5])
+
+
+def test_other_rows_too_many_are_refused(tmp_path):
+    folder = uncommitted(tmp_path / "set", None)
+    edit_table(folder / "data/chunk-002/file-000.parquet", episode_index=pa.array([4, 4, 5, 4, 5]))
+    with pytest.raises(DatasetError, match=r"chunk-002/file-000\.parquet: expected 2 frames as in meta/ep.* got 5"):
+        load_dataset(folder)
 
 
 def without_action(folder):
@@ -166,15 +223,32 @@ def damage_timestamps(folder):
     edit_table(folder / EPISODES, **{name: pa.array([1.0, 1.6, 1.0, 2.0])})
 
 
+def edit_feature(folder, name, **changes):
+    features = json.loads((folder / "meta/info.json").read_text())["features"]
+    edit_info(folder, features=features | {name: features[name] | changes})
+
+
+def put_nan_into_timestamps(folder):
+    name = "videos/observation.image/from_timestamp"
+    edit_table(folder / EPISODES, **{name: pa.array([0.0, float("nan"), 0.0, 1.2])})
+
+
+def repeat_an_episode(folder):
+    edit_table(folder / EPISODES, episode_index=pa.array([0, 1, 1, 3]))
+
+
 BAD = {
     "no info": (lambda f: (f / "meta/info.json").unlink(), r"meta/info\.json: expected .*, got no such file; pass"),
     "bad JSON": (lambda f: (f / "meta/info.json").write_text('{"fps":'), r"meta/info\.json: expected JSON, got Exp"),
     "not an object": (lambda f: (f / "meta/info.json").write_text("[]"), r"info\.json: features: expected a dict"),
     "version 2.1": (
-        lambda f: edit_info(f, codebase_version="v2.1"),
-        r"codebase_version: expected v3\.0, got v2\.1; .* convert it with LeRobot's convert_dataset_v21_to_v30",
+        lambda f: edit_info(f, codebase_version="v2.1", chunks_size=1000),
+        r"meta/episodes\.jsonl: expected a LeRobot v2\.x data set's file, got no such file",
     ),
-    "version 4": (lambda f: edit_info(f, codebase_version="v4.0"), r"expected v3\.0, got v4\.0; this version is not"),
+    "version 4": (
+        lambda f: edit_info(f, codebase_version="v4.0"),
+        r"expected v3\.0, got v4\.0; this version is not read; v3\.0, v2\.1 and v2\.0 are",
+    ),
     "no fps": (lambda f: edit_info(f, fps=0), r"info\.json: fps: expected a number above 0, got 0"),
     "no shape": (
         lambda f: edit_info(f, features={"action": {"dtype": "float32"}}),
@@ -211,6 +285,32 @@ BAD = {
         r"info\.json: data_path: expected a path inside the data set, .* got \.\./0/0\.parquet",
     ),
     "absolute": (lambda f: edit_info(f, video_path="/etc/{video_key}"), r"video_path: expected a path inside"),
+    "no dtype of ours": (
+        lambda f: edit_feature(f, "observation.state", dtype="quaternion"),
+        r"features\.observation\.state: expected a dtype of numbers, string, video or image, got quaternion",
+    ),
+    "no whole numbers": (
+        lambda f: edit_feature(f, "task_index", dtype="float32"),
+        r"features\.task_index: expected int64 of shape \[1\], got float32",
+    ),
+    "no truth": (
+        lambda f: edit_table(f / DATA, **{"next.done": pa.array([0, 1, 2, 0, 1, 0, 0, 1])}),
+        r"next\.done: expected true and false, got values to 2",
+    ),
+    "no fractions": (
+        lambda f: edit_table(f / DATA, task_index=pa.array([0.5] * 8)),
+        r"task_index: expected a column of int64, got double",
+    ),
+    "a column twice": (
+        lambda f: pq.write_table((t := pq.read_table(f / DATA)).append_column("action", t["action"]), f / DATA),
+        r"columns: expected \['action'\] among them, got \[.*'action', .*'action'\]",
+    ),
+    "NaN seconds": (put_nan_into_timestamps, r"from_timestamp, row 1: expected 0 to 1e\+09, got nan"),
+    "an episode twice": (repeat_an_episode, r"meta/episodes: expected every episode once, got 1 twice"),
+    "text for numbers": (
+        lambda f: edit_table(f / EPISODES, length=pa.array(["5", "3", "6", "4"])),
+        r"file-000\.parquet: length: expected numbers, got string with 0 empty",
+    ),
     "old template": (lambda f: edit_info(f, data_path="data/{episode_chunk}"), r"data_path: .* got data/\{episode"),
     "no template": (lambda f: edit_info(f, video_path=None), r"video_path: expected a path inside .* got None"),
 }
@@ -266,3 +366,17 @@ def test_damaged_images_are_refused(tmp_path, cache):
 def test_episodes_that_are_not_there_are_refused(good, episodes):
     with pytest.raises(DatasetError, match="episodes: expected some of 0 to 3, got"):
         load_dataset(good, episodes=episodes)
+
+
+def test_numbers_of_a_small_set_with_video_equal_lerobots(shared):
+    """Samples of the whole set, of which three episodes are at hand, in a video of their own."""
+    asked, items = samples(shared / "lerobot/samples", "video")
+    found = load_dataset(shared / "lerobot/datasets/pusht_v30_video", asked["delta_timestamps"])
+    indices = [index for index in asked["indices"] if index < len(found)]
+    assert indices == [0, 1, 160, 161]
+    for index in indices:
+        item = found[index]
+        expected = {key.split("/")[1]: value for key, value in items.items() if key.startswith(f"{index}/")}
+        assert set(item) == {*expected, "task"}
+        for name in set(expected) - {"observation.image"}:
+            np.testing.assert_array_equal(item[name].numpy(), expected[name], strict=True)

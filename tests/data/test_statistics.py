@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from visuomotor.data.statistics import BLOCK, describe
+from visuomotor.data.statistics import BLOCK, aggregate, describe
 
 
 def test_numbers_over_several_blocks_equal_numpys():
@@ -38,3 +38,36 @@ def test_what_never_changes_has_deviation_0(values):
 
 def test_a_column_of_scalars_has_one_dimension():
     assert describe(np.array([1.0, 3.0]))["mean"].tolist() == [2.0]
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)])
+def test_numbers_of_any_shape_are_numbers(shape):
+    values = np.random.default_rng(0).normal(size=(20, *shape)).astype(np.float32)
+    found = describe(values)
+    assert found["mean"].shape == (shape or (1,))
+    np.testing.assert_allclose(found["std"].ravel(), values.astype(np.float64).std(axis=0).ravel(), rtol=1e-6)
+
+
+def test_statistics_of_parts_are_those_of_the_whole():
+    values = np.random.default_rng(0).normal(1e3, 5, (60, 3))
+    parts = [describe(part) for part in np.split(values, [7, 20])]
+    found, expected = aggregate(parts), describe(values)
+    for name, value in expected.items():
+        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+        np.testing.assert_allclose(found[name], value, rtol=1e-5)
+
+
+def test_parts_weigh_by_their_count_and_may_be_images():
+    shape = (3, 1, 1)
+    parts = [
+        {name: np.full(shape, value) for name, value in numbers.items()} | {"count": np.array([count])}
+        for count, numbers in (
+            (1, {"min": 0, "max": 1, "mean": 0.2, "std": 0}),
+            (3, {"min": -1, "max": 0, "mean": 1, "std": 2}),
+        )
+    ]
+    found = aggregate(parts)
+    assert [found[name].ravel()[0] for name in ("min", "max")] == [-1, 1]
+    assert found["mean"].ravel()[0] == np.float32(0.8)
+    assert found["std"].ravel()[0] == np.float32(np.sqrt((0.6**2 + 3 * (4 + 0.2**2)) / 4))
+    assert (found["mean"].shape, found["count"].tolist()) == (shape, [4])

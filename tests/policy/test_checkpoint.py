@@ -379,8 +379,8 @@ def test_a_hub_policy(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     assert asked == [("somebody/diffusion_pusht", ["*.json", "*.safetensors"])]  # and nothing that could be a pickle
 
 
-def test_a_hub_policy_of_another_program(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    (folder / "config.json").write_text('{"type": "diffusion"}')
+def test_a_hub_policy_of_another_kind(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    (folder / "config.json").write_text('{"type": "act"}')
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
-    with pytest.raises(CheckpointError, match="format_version: expected 1, got None; this policy was not written by"):
-        load_policy("lerobot/diffusion_pusht")
+    with pytest.raises(CheckpointError, match=r"config.json: type: expected diffusion, got .act.; only Diffusion"):
+        load_policy("lerobot/act_aloha")

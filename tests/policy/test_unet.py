@@ -27,10 +27,10 @@ def formula(weights: Weights, config: DiffusionConfig, x: Tensor, step: Tensor, 
     condition = torch.cat([embedded, global_cond], 1)
 
     def block(name: str, x: Tensor) -> Tensor:
-        out = conv_block(weights, f"{name}.conv1.block", x, config)
+        out = conv_block(weights, f"{name}.conv1.block", x, config.n_groups)
         film = linear(weights, f"{name}.cond_encoder.1", mish(condition))[..., None]
         scale, bias = film.tensor_split([out.shape[1]], 1) if config.use_film_scale_modulation else (1, film)
-        out = conv_block(weights, f"{name}.conv2.block", scale * out + bias, config)
+        out = conv_block(weights, f"{name}.conv2.block", scale * out + bias, config.n_groups)
         residual = f"{name}.residual_conv"
         return out + (conv(weights, residual, x) if f"{residual}.weight" in weights else x)
 
@@ -46,7 +46,7 @@ def formula(weights: Weights, config: DiffusionConfig, x: Tensor, step: Tensor, 
         x = torch.cat([x, skips[stages - 1 - i]], 1)
         x = block(f"up_modules.{i}.1", block(f"up_modules.{i}.0", x))
         x = F.conv_transpose1d(x, *tensors(weights, f"up_modules.{i}.2"), stride=2, padding=1)
-    x = conv_block(weights, "final_conv.0.block", x, config)
+    x = conv_block(weights, "final_conv.0.block", x, 8)  # as in LeRobot, whatever n_groups is
     return conv(weights, "final_conv.1", x).transpose(1, 2)
 
 
@@ -68,9 +68,9 @@ def conv(weights: Weights, name: str, x: Tensor) -> Tensor:
     return F.conv1d(x, weight, bias, padding=weight.shape[-1] // 2)
 
 
-def conv_block(weights: Weights, name: str, x: Tensor, config: DiffusionConfig) -> Tensor:
+def conv_block(weights: Weights, name: str, x: Tensor, groups: int) -> Tensor:
     x = conv(weights, f"{name}.0", x)
-    grouped = x.unflatten(1, (config.n_groups, -1))
+    grouped = x.unflatten(1, (groups, -1))
     mean = grouped.mean((2, 3), keepdim=True)
     variance = grouped.var((2, 3), keepdim=True, unbiased=False)
     x = ((grouped - mean) / torch.sqrt(variance + 1e-5)).flatten(1, 2)

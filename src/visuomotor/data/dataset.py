@@ -2,13 +2,14 @@
 
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from visuomotor.config import Feature
-from visuomotor.data import bundled, hub, lerobot, replay_buffer
+from visuomotor.data import bundled, hub, lerobot, replay_buffer, robomimic
 from visuomotor.data.demonstrations import Demonstrations
 from visuomotor.data.frames import open_frames
 from visuomotor.data.lazy import Lazy
@@ -21,38 +22,54 @@ def load_dataset(
     source: str | Path,
     delta_timestamps: dict[str, list[float]] | None = None,
     episodes: Sequence[int] | None = None,
+    revision: str | None = None,
+    recompute_statistics: bool = False,
 ) -> "Dataset":
     """Demonstrations from any source.
 
     Args:
-        source: A folder of LeRobot v3.0, a name on the Hugging Face hub (`lerobot/pusht`), the original Push-T replay
-            buffer (`*.zarr` folder or `*.zarr.zip`), or `pusht-demonstrations`, which comes with Visuomotor.
+        source: A folder of LeRobot v3.0, v2.1 or v2.0, a name on the Hugging Face hub (`lerobot/pusht`), the original
+            Push-T replay buffer (`*.zarr` folder or `*.zarr.zip`), robomimic's `*.hdf5`, or `pusht-demonstrations`,
+            which comes with Visuomotor.
         delta_timestamps: For each feature, the offsets in seconds of the frames that an item holds; multiples of
             1 / fps. A feature that is not named gives the present frame alone.
-        episodes: The episodes to load, in any order; None takes all. They keep the data set's order.
+        episodes: The episodes to load, in any order; None takes all. They keep the data set's order. Of a name on the
+            hub only the files that they need are downloaded.
+        revision: Of a name on the hub, a branch, tag or commit; None takes the newest format that it has.
+        recompute_statistics: Leave the statistics that came with the data, and compute them from its frames.
 
     Raises:
         DatasetError: The source is missing, damaged, or not what was asked for.
     """
-    return Dataset(read(source, episodes), delta_timestamps)
+    demonstrations = read(source, episodes, revision)
+    if recompute_statistics:
+        demonstrations = replace(demonstrations, statistics={})
+    return Dataset(demonstrations, delta_timestamps)
 
 
-def read(source: str | Path, episodes: Sequence[int] | None = None) -> Demonstrations:
+def read(source: str | Path, episodes: Sequence[int] | None = None, revision: str | None = None) -> Demonstrations:
     """Chooses the reader that the source needs.
 
     Raises:
         DatasetError: The source is missing, damaged, or not what was asked for.
     """
     name, path = str(source), Path(source).expanduser()
+    local = replay_buffer.is_replay_buffer(path) or path.exists() or name == bundled.NAME
+    if not local and isinstance(source, str) and hub.is_name(source):
+        return lerobot.read(hub.download(name, episodes, revision), episodes)
+    if revision is not None:
+        advice = "leave `revision` out: what lies on this machine has none"
+        raise DatasetError(mismatch("revision", "a name on the Hugging Face hub with it", name, advice))
     if replay_buffer.is_replay_buffer(path):
         return replay_buffer.read(path, episodes)
+    if robomimic.is_robomimic(path):
+        return robomimic.read(path, episodes)
     if path.is_dir():
         return lerobot.read(path, episodes)
     if name == bundled.NAME:
         return bundled.read(episodes=episodes)
-    if isinstance(source, str) and hub.is_name(source):
-        return lerobot.read(hub.download(source), episodes)
-    expected = f"a folder of LeRobot v3.0, a .zarr or .zarr.zip, a name on the Hugging Face hub, or {bundled.NAME}"
+    formats = "a folder of LeRobot v3.0, v2.1 or v2.0, a .zarr or .zarr.zip, an .hdf5 of robomimic"
+    expected = f"{formats}, a name on the Hugging Face hub, or {bundled.NAME}"
     found = "another kind of file" if path.exists() else "no such folder"
     raise DatasetError(mismatch(name, expected, found, "pass the folder that holds meta/info.json"))
 
@@ -76,9 +93,21 @@ class Dataset:
         statistics: For every feature float32 min, max, mean and std of (D,) or (C, 1, 1) and int64 count (1,); images
             count as [0, 1]. Those that came with the data where they hold for just these episodes, else computed when
             first touched.
+        demonstrations: What was read.
+
+    Args:
+        demonstrations: Episodes.
+        delta_timestamps: As for `load_dataset`.
+        check: Refuse numbers that are not finite.
     """
 
-    def __init__(self, demonstrations: Demonstrations, delta_timestamps: dict[str, list[float]] | None = None):
+    def __init__(
+        self,
+        demonstrations: Demonstrations,
+        delta_timestamps: dict[str, list[float]] | None = None,
+        check: bool = True,
+    ):
+        self.demonstrations = demonstrations
         self.source: str = demonstrations.source
         self.fps: float = demonstrations.fps
         self.arrays: dict[str, np.ndarray] = demonstrations.arrays
@@ -90,11 +119,10 @@ class Dataset:
         self.episode_starts: np.ndarray = self.episode_ends - demonstrations.lengths
         self.features: dict[str, Feature] = _features(demonstrations)
         self.statistics: Lazy[dict[str, np.ndarray]] = Lazy(self.features, self._find_statistics)
-        self._tasks = demonstrations.tasks
-        self._stored_statistics = demonstrations.statistics
         self._first_row = np.repeat(self.episode_starts, demonstrations.lengths)
         self._end_row = np.repeat(self.episode_ends, demonstrations.lengths)
-        self._check_finite()
+        if check:
+            self._check_finite()
         self._tables = {
             name: np.ascontiguousarray(self.arrays[name].reshape(len(self), *feature.shape), np.float32)
             for name, feature in self.features.items()
@@ -125,7 +153,7 @@ class Dataset:
                 item[name] = self.arrays[name][row]
             else:
                 item[name] = torch.from_numpy(np.array(self.arrays[name][rows]))
-        item["task"] = self._tasks[int(self.arrays["task_index"][row])]
+        item["task"] = self.demonstrations.tasks[int(self.arrays["task_index"][row])]
         return item
 
     def anchors(self, drop_n_last_frames: int) -> np.ndarray:
@@ -165,8 +193,8 @@ class Dataset:
         return batch
 
     def _find_statistics(self, name: str) -> dict[str, np.ndarray]:
-        if name in self._stored_statistics:
-            return self._stored_statistics[name]
+        if name in self.demonstrations.statistics:
+            return self.demonstrations.statistics[name]
         return describe(self.frames[name] if name in self.frames else self._tables[name])
 
     def _check_finite(self) -> None:

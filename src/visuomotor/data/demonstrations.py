@@ -32,6 +32,10 @@ class Demonstrations:
     """Cameras by name; nothing of them is decoded yet."""
     statistics: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     """Those that came with the data and hold for just these episodes."""
+    names: dict[str, list[str]] = field(default_factory=dict)
+    """Of the columns' dimensions, where they have names."""
+    version: str = ""
+    """The format they were kept in, where it has versions."""
 
 
 def frame_numbers(lengths: np.ndarray) -> np.ndarray:

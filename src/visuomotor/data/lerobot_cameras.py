@@ -1,10 +1,10 @@
-"""Where the frames of a LeRobot v3.0 data set's cameras are: video files, or encoded images beside the columns."""
+"""Where the frames of a LeRobot data set's cameras are: video files, or encoded images beside the columns."""
 
 import os
 from collections.abc import Iterator
 from functools import partial
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from visuomotor.data import video
 from visuomotor.data.demonstrations import COPY_AGAIN, frame_numbers
 from visuomotor.data.frames import Camera, Segment, file_identity, fingerprint
-from visuomotor.data.lerobot_meta import data_files, file_name, first_line, open_parquet
+from visuomotor.data.lerobot_meta import by_file, data_files, file_name, first_line, open_parquet
 from visuomotor.errors import DatasetError, mismatch
 
 LEAST_FRAMES = 256  # of a video that are worth a decoder of their own
@@ -22,10 +22,12 @@ LEAST_FRAMES = 256  # of a video that are worth a decoder of their own
 
 def _image_shape(folder: Path, info: dict[str, Any], name: str) -> tuple[int, int, int]:
     """(H, W, 3), whichever way round info.json has it."""
-    shape = tuple(info["features"][name]["shape"])
-    names = info["features"][name].get("names") or [""]
-    if len(shape) == 3 and str(names[0]).startswith("channel"):
-        shape = (*shape[1:], shape[0])
+    feature = info["features"][name]
+    shape, names = tuple(feature["shape"]), feature.get("names")
+    if isinstance(names, dict):
+        names = next((value for value in names.values() if isinstance(value, list)), [])
+    if len(shape) == 3 and shape[0] == 3 and (shape[2] != 3 or str((names or [""])[0]).startswith("channel")):
+        shape = (*shape[1:], 3)
     if len(shape) != 3 or shape[2] != 3:
         place = f"{folder}/meta/info.json: features.{name}"
         advice = "take it out with lerobot-edit-dataset (remove_feature)"
@@ -50,14 +52,17 @@ def find_video(
     # From frame numbers, as LeRobot: the column `timestamp` is a float32, which rounds.
     seconds = np.repeat(column["from_timestamp"], lengths) + frame_numbers(lengths) / fps
     places = np.stack([np.repeat(column[part], lengths) for part in ("chunk_index", "file_index")], axis=1)
+    first = np.zeros(len(index["length"]), np.int64)
+    first[chosen] = np.cumsum(lengths) - lengths  # the row that an episode goes to
     files, segments = [], []
-    for place in np.unique(places, axis=0):
-        file = file_name(info, "video_path", *place.tolist(), camera=name)
+    for place, inside in by_file(index, chosen, f"videos/{name}"):
+        file = file_name(info, "video_path", *place, camera=name)
         path = folder / file
         if not path.is_file():
             raise DatasetError(mismatch(str(path), f"a video of {name}", "no such file", "copy the data set again"))
         files.append(file_identity(path, file))
-        rows = np.flatnonzero((places == place).all(axis=1))
+        held = index["length"][inside]
+        rows = np.repeat(first[inside], held) + frame_numbers(held)
         rows = rows[np.argsort(seconds[rows], kind="stable")]
         for part in _stretches(rows, seconds[rows], fps):
             segments.append(partial(video.decode, path, str(path), seconds[part], part, shape, fps))
@@ -85,6 +90,8 @@ def find_images(
         rows = np.where(np.repeat(wanted, spread), np.repeat(first[inside], spread) + frame_numbers(spread), -1)
         segments += _image_segments(folder, file, name, rows, shape)
     chosen_lengths = lengths[chosen]
+    # Images may lie beside the file; a folder's time tells whether one came, went or was replaced.
+    files += [file_identity(path, path.name) for path in sorted((folder / "images" / name).glob("*"))]
     mark = fingerprint(name, shape, files, index["episode_index"][chosen], chosen_lengths)
     return Camera((int(chosen_lengths.sum()), *shape), mark, segments)
 
@@ -93,32 +100,53 @@ def _image_segments(
     folder: Path, file: str, name: str, rows: np.ndarray, shape: tuple[int, int, int]
 ) -> Iterator[Segment]:
     """One segment a row group: the unit in which a parquet file is read."""
-    metadata, start = open_parquet(folder, file).metadata, 0
+    metadata, start = open_parquet(folder, file, [name]).metadata, 0
+    # Behind the rows that are counted there may be those of a recorder that was stopped.
+    rows = np.append(rows, np.full(metadata.num_rows - len(rows), -1))
     for group in range(metadata.num_row_groups):
         stop = start + metadata.row_group(group).num_rows
         if (rows[start:stop] >= 0).any():
-            yield partial(_decode_images, folder / file, group, name, rows[start:stop], shape)
+            yield partial(_decode_images, folder, file, group, name, rows[start:stop], shape)
         start = stop
 
 
 def _decode_images(
-    path: Path, group: int, name: str, rows: np.ndarray, shape: tuple[int, int, int]
+    folder: Path, file: str, group: int, name: str, rows: np.ndarray, shape: tuple[int, int, int]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Images of a row group that are wanted, those whose row is not -1."""
     from PIL import Image
 
+    place = f"{folder / file}: {name}"
     try:
-        column = pq.ParquetFile(path).read_row_group(group, columns=[name])[name]
+        column = pq.ParquetFile(folder / file).read_row_group(group, columns=[name])[name]
+        if not pa.types.is_struct(column.type):
+            raise DatasetError(mismatch(place, "images as {bytes, path}", column.type, "correct meta/info.json"))
         for row, cell in zip(rows.tolist(), column.to_pylist(), strict=True):
             if row < 0:
                 continue
-            content = (cell or {}).get("bytes")
-            if content is None:
-                advice = "store the images in the file, not beside it"
-                raise DatasetError(mismatch(f"{path}: {name}", "the image's bytes", "a path alone", advice))
-            image = np.asarray(Image.open(BytesIO(content)).convert("RGB"))
-            if image.shape != shape:
-                raise DatasetError(mismatch(f"{path}: {name}", f"images of {shape}", image.shape, "correct info.json"))
-            yield row, image[None]
-    except (pa.ArrowException, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetError(mismatch(f"{path}: {name}", "images", first_line(error), COPY_AGAIN)) from error
+            image = Image.open(BytesIO(_image_content(folder, place, cell or {})))
+            found = (image.height, image.width, 3)
+            if found != shape:  # before it takes memory
+                raise DatasetError(mismatch(place, f"images of {shape}", found, "correct meta/info.json"))
+            yield row, np.asarray(image.convert("RGB"))[None]
+    except DatasetError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DatasetError(mismatch(place, "images", first_line(error), COPY_AGAIN)) from error
+
+
+def _image_content(folder: Path, place: str, cell: dict[str, Any]) -> bytes:
+    """An encoded image: the bytes in the file, or else those of the file that it names.
+
+    The path is that of the recording computer; only what follows `images`, LeRobot's folder for them, counts.
+    """
+    content, path = cell.get("bytes"), cell.get("path")
+    if isinstance(content, bytes):
+        return content
+    parts = PurePosixPath(path if isinstance(path, str) else "").parts
+    inside = next((parts[start:] for start in reversed(range(len(parts))) if parts[start] == "images"), ())
+    if not inside or ".." in inside or not folder.joinpath(*inside).is_file():
+        found = f"the path {path!r} alone, and no such file in the data set"
+        advice = "copy the folder images/ of the data set as well, or store the images in the file"
+        raise DatasetError(mismatch(place, "the image's bytes", found, advice))
+    return folder.joinpath(*inside).read_bytes()

@@ -1,4 +1,6 @@
-"""Minimum, maximum, mean and deviation of a feature, in one pass over its frames."""
+"""Minimum, maximum, mean and deviation of a feature: in one pass over its frames, or from those of its episodes."""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +17,7 @@ def describe(values: np.ndarray) -> dict[str, np.ndarray]:
         float32 `min`, `max`, `mean` and `std` of shape (D,), (1,) or (C, 1, 1), and int64 `count` (1,), the frames.
         The deviation is the population's, as in LeRobot; it is 0 for a dimension that never changes.
     """
-    image = values.ndim == 4
+    image = values.ndim == 4 and values.dtype == np.uint8
     channels = values.shape[3] if image else int(np.prod(values.shape[1:]))
     low = high = None
     count, mean, squares = 0, np.zeros(channels), np.zeros(channels)
@@ -33,8 +35,38 @@ def describe(values: np.ndarray) -> dict[str, np.ndarray]:
     scale, shape = (255, (channels, 1, 1)) if image else (1, values.shape[1:] or (1,))
     deviation = np.where(low == high, 0, np.sqrt(squares / count))  # exactly 0, whatever the mean was rounded to
     found = {"min": low, "max": high, "mean": mean, "std": deviation}
-    described = {name: (np.asarray(value) / scale).astype(np.float32).reshape(shape) for name, value in found.items()}
-    return described | {"count": np.array([len(values)], np.int64)}
+    described = {name: (np.asarray(value) / scale).reshape(shape) for name, value in found.items()}
+    return rounded(described | {"count": np.array([len(values)])})
+
+
+def aggregate(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Statistics of several sets of frames taken together, as LeRobot takes those of episodes together.
+
+    Args:
+        parts: Of each set what `describe` gives, best in float64.
+
+    Returns:
+        The least minimum, the greatest maximum, the mean weighted by `count`, the deviation of all frames about it, and
+        the sum of the counts.
+    """
+    count = np.array([part["count"] for part in parts], np.float64)
+    mean, deviation = (np.array([part[name] for part in parts], np.float64) for name in ("mean", "std"))
+    weight = (count / count.sum()).reshape(-1, *[1] * (mean.ndim - 1))
+    total = (weight * mean).sum(axis=0)
+    return rounded(
+        {
+            "min": np.min([part["min"] for part in parts], axis=0),
+            "max": np.max([part["max"] for part in parts], axis=0),
+            "mean": total,
+            "std": np.sqrt((weight * (deviation**2 + (mean - total) ** 2)).sum(axis=0)),
+            "count": count.sum(axis=0),
+        }
+    )
+
+
+def rounded(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """As statistics are kept: float32, and `count` int64."""
+    return {name: value.astype(np.int64 if name == "count" else np.float32) for name, value in values.items()}
 
 
 def _moments(block: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -37,6 +37,8 @@ def decode(
             if not container.streams.video:
                 raise DatasetError(mismatch(name, "a video stream", "none", COPY_AGAIN))
             stream = container.streams.video[0]
+            if stream.codec_context is None:  # a damaged codec tag
+                raise DatasetError(mismatch(name, "a video of a known codec", "an unknown one", COPY_AGAIN))
             stream.codec_context.thread_count = 1  # the frame store decodes several stretches at a time
             time_base = float(stream.time_base or 0)
             reformatter = VideoReformatter()  # one for all frames: three times as fast as one each

@@ -137,9 +137,10 @@ def summary(results: Sequence[Episode]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What the figures were made with."""
-    packages = ("torch", "numpy", "gym-pusht", "pymunk")
+    packages = ("numpy", "gym-pusht", "pymunk")
     return {
         "visuomotor": __version__,
+        "torch": torch.__version__,  # with its build, which its package's metadata may leave out
         **{name: version(name) for name in packages},
         "python": platform.python_version(),
         "platform": platform.platform(),

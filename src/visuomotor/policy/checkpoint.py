@@ -1,7 +1,11 @@
-"""Policies on disk: a folder of config.json, model.safetensors and statistics.json. Nothing is ever unpickled."""
+"""Policies on disk: a folder of config.json, model.safetensors and statistics.json. Nothing is ever unpickled.
+
+LeRobot's folders open too; `visuomotor.policy.lerobot` reads what they hold.
+"""
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from visuomotor.config import DiffusionConfig, from_json, nearest, to_json
 from visuomotor.errors import CheckpointError, mismatch
 from visuomotor.files import atomic_folder, write_json
-from visuomotor.policy.diffusion import DiffusionPolicy
+from visuomotor.policy.diffusion import DiffusionModel, DiffusionPolicy
+from visuomotor.policy.normalization import Statistics
 
 FORMAT_VERSION = 1
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -37,13 +42,14 @@ def save_policy(policy: DiffusionPolicy, folder: str | Path, dtype: torch.dtype 
         save_tensors(weights, draft / "model.safetensors")
 
 
-def load_policy(source: str | Path, device: str = "cpu") -> DiffusionPolicy:
+def load_policy(source: str | Path, device: str = "cpu", revision: str | None = None) -> DiffusionPolicy:
     """Opens a policy, ready to act.
 
     Args:
-        source: A policy's folder; a training run's folder (its newest checkpoint); the name of a policy that ships with
-            Visuomotor; or a name on the Hugging Face hub.
+        source: A policy's folder or a training run's (its newest checkpoint), ours or LeRobot's; the name of a policy
+            that ships with Visuomotor; or a name on the Hugging Face hub.
         device: Where to put it.
+        revision: Of a policy on the hub: a branch, tag or commit. None takes the newest.
 
     Returns:
         The policy in evaluation mode, float32.
@@ -51,23 +57,71 @@ def load_policy(source: str | Path, device: str = "cpu") -> DiffusionPolicy:
     Raises:
         CheckpointError: Nothing is there, a file is damaged, or weights and config do not belong together.
     """
-    folder = find_policy(source)
-    content = read_json(folder / "config.json")
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION or "policy" not in content:
-        advice = "this policy was not written by Visuomotor, or by a newer one: update"
-        raise CheckpointError(mismatch(f"{folder}/config.json: format_version", FORMAT_VERSION, version, advice))
-    config = from_json(DiffusionConfig, content["policy"], f"{folder}/config.json")
-    statistics = _read_statistics(folder / "statistics.json")
-    policy = DiffusionPolicy(config, statistics, pretrained=False)
-    load_weights(policy, folder / "model.safetensors")
+    folder = find_policy(source, revision)
+    config, statistics, weights = _read(folder)
+    # Before anything is built: a damaged config.json must not ask for more memory than there is.
+    _check_weights(_shapes(config, folder), weights, folder / "model.safetensors")
+    try:
+        policy = DiffusionPolicy(config, statistics, pretrained=False)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    policy.load_state_dict(weights)
     return policy.to(device).eval()
+
+
+def read_config(folder: Path) -> DiffusionConfig:
+    """The config of the policy in a folder, ours or LeRobot's.
+
+    Raises:
+        CheckpointError: config.json is damaged, or of another program.
+    """
+    from visuomotor.policy.lerobot import is_lerobot, lerobot_config  # which imports this module
+
+    path = folder / "config.json"
+    content = read_json(path)
+    if is_lerobot(content):
+        config = lerobot_config(content, path)
+    else:
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version != FORMAT_VERSION or "policy" not in content:
+            advice = "this policy was not written by Visuomotor, or by a newer one: update"
+            raise CheckpointError(mismatch(f"{path}: format_version", FORMAT_VERSION, version, advice))
+        config = from_json(DiffusionConfig, content["policy"], str(path))
+    if not config.input_features or not config.output_features:
+        found = f"{list(config.input_features)} in, {list(config.output_features)} out"
+        raise CheckpointError(mismatch(f"{path}: features", "observations in and `action` out", found, "copy it again"))
+    return config
+
+
+def _read(folder: Path) -> tuple[DiffusionConfig, Statistics, dict[str, torch.Tensor]]:
+    """What a policy is made of."""
+    from visuomotor.policy.lerobot import is_lerobot, read_lerobot
+
+    config = read_config(folder)
+    if is_lerobot(read_json(folder / "config.json")):
+        return config, *read_lerobot(folder, config)
+    return config, _read_statistics(folder / "statistics.json"), read_tensors(folder / "model.safetensors")
+
+
+def _shapes(config: DiffusionConfig, folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a policy's weights, as shapes without memory."""
+    try:
+        with torch.device("meta"):
+            model = DiffusionModel(config, pretrained=False)
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
+        found, advice = str(error).partition("\n")[0], "the file is damaged: copy it again"
+        raise CheckpointError(mismatch(f"{folder}/config.json", "a network of possible size", found, advice)) from error
+    return {f"diffusion.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
 def load_weights(policy: DiffusionPolicy, path: Path) -> None:
     """Fills a policy from a file; every tensor must be there, fit, and be known."""
     weights = read_tensors(path)
-    own = policy.state_dict()
+    _check_weights(policy.state_dict(), weights, path)
+    policy.load_state_dict(weights)
+
+
+def _check_weights(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], path: Path) -> None:
     for name in sorted(own.keys() ^ weights.keys()):
         expected, found = ("a tensor", "none") if name in own else ("no such tensor", "one")
         raise CheckpointError(mismatch(f"{path}: {name}", expected, found, "config.json and weights do not match"))
@@ -75,30 +129,58 @@ def load_weights(policy: DiffusionPolicy, path: Path) -> None:
         if tensor.shape != own[name].shape:
             found = tuple(tensor.shape)
             raise CheckpointError(mismatch(f"{path}: {name}", tuple(own[name].shape), found, "config.json differs"))
-    policy.load_state_dict(weights)
+        if tensor.is_floating_point() != own[name].is_floating_point():
+            expected = "real numbers" if own[name].is_floating_point() else "whole numbers"
+            raise CheckpointError(mismatch(f"{path}: {name}", expected, tensor.dtype, "the file is damaged"))
+        if not bool(tensor.isfinite().all()):
+            advice = "the training diverged, or the file is damaged: take an earlier checkpoint"
+            raise CheckpointError(mismatch(f"{path}: {name}", "finite numbers", "others", advice))
 
 
-def find_policy(source: str | Path) -> Path:
+def find_policy(source: str | Path, revision: str | None = None) -> Path:
     """The folder that holds a policy's config.json, for anything `load_policy` takes."""
     folder = Path(source)
-    if folder.is_dir():
-        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
-            return folder
-        newest = newest_checkpoint(folder)
-        if newest is not None:
-            return newest / "policy"
-        advice = "pass a policy's folder, or that of a run which has written a checkpoint"
-        found = sorted(path.name for path in folder.iterdir())[:8]
-        raise CheckpointError(
-            mismatch(str(source), "config.json and model.safetensors, or checkpoints/", found, advice)
-        )
     shipped = sorted(path.parent.name for path in ASSETS.glob("*/model.safetensors"))
-    if str(source) in shipped:
-        return ASSETS / str(source)
-    if not folder.is_absolute() and str(source).count("/") == 1:
-        return _from_hub(str(source))
-    advice = f"shipped policies are {shipped}" + (f"; did you mean {nearest(str(source), shipped)}?" if shipped else "")
-    raise CheckpointError(mismatch(str(source), "a policy's folder, a shipped policy or a hub name", "none", advice))
+    if not folder.is_dir() and str(source) not in shipped:
+        if not folder.is_absolute() and str(source).count("/") == 1:
+            return _policy_in(_from_hub(str(source), revision), source)
+        advice = f"shipped policies are {shipped}"
+        advice += f"; did you mean {nearest(str(source), shipped)}?" if shipped else ""
+        raise CheckpointError(
+            mismatch(str(source), "a policy's folder, a shipped policy or a hub name", "none", advice)
+        )
+    if revision is not None:
+        advice = "leave the revision out: only the hub has them"
+        raise CheckpointError(mismatch(f"{source}: revision", None, repr(revision), advice))
+    return _policy_in(folder, source) if folder.is_dir() else ASSETS / str(source)
+
+
+def _policy_in(folder: Path, source: str | Path) -> Path:
+    """The policy that a folder is, or the newest of the run that it is."""
+    if _is_policy(folder):
+        return folder
+    newest = newest_checkpoint(folder)
+    found = newest / "policy" if newest is not None else _newest_of_lerobot(folder)
+    if found is not None:
+        return found
+    advice = "pass a policy's folder, or that of a run which has written a checkpoint"
+    names = sorted(path.name for path in folder.iterdir())[:8]
+    raise CheckpointError(mismatch(str(source), "config.json and model.safetensors, or checkpoints/", names, advice))
+
+
+def _is_policy(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
+
+
+def _newest_of_lerobot(folder: Path) -> Path | None:
+    """The policy in a checkpoint or run of LeRobot's; where it has averaged the weights, those."""
+    checkpoints = [path for path in folder.glob("checkpoints/*") if path.name.isdecimal()]
+    checkpoints.sort(key=lambda path: int(path.name), reverse=True)
+    for checkpoint in (folder, *checkpoints, folder / "checkpoints" / "last"):
+        for name in ("pretrained_model_ema", "pretrained_model"):
+            if _is_policy(checkpoint / name):
+                return checkpoint / name
+    return None
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -107,11 +189,11 @@ def newest_checkpoint(run: Path) -> Path | None:
     return max(found, key=lambda path: (len(path.name), path.name), default=None)  # a seventh digit counts too
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # the hub's client raises many kinds, all of them meaning this
         advice = "check the name and the network, or pass the path of a downloaded folder"
         found = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
@@ -128,13 +210,13 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(mismatch(str(path), "a JSON file", "none", "copy the whole folder again")) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of 5,000 digits
         raise CheckpointError(mismatch(str(path), "JSON", str(error), "the file is damaged: copy it again")) from error
 
 
-def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file that others may read; the library itself makes it the owner's alone."""
-    save_file(tensors, path)
+    save_file(tensors, path, metadata)
     path.chmod(0o666 & ~_umask())
 
 
@@ -156,7 +238,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             mismatch(str(path), "a safetensors file", "none", "copy the whole folder again")
         ) from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(mismatch(str(path), "safetensors", str(error), "the file is damaged")) from error
 
 

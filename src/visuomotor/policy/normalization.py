@@ -34,6 +34,9 @@ class Normalizer(nn.Module):
             offset, scale = torch.zeros(shape), torch.ones(shape)
             if mode == "MIN_MAX":
                 low, high = values
+                if bool((high < low).any()):
+                    place, expected = f"statistics of {name}: max", f"{low.tolist()} (min) or more"
+                    raise CheckpointError(mismatch(place, expected, high.tolist(), "the statistics are damaged"))
                 scale = torch.where(high > low, (high - low) / 2, 1.0)
                 offset = low + scale
             elif mode == "MEAN_STD":

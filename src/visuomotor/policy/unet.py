@@ -8,6 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from visuomotor.config import DiffusionConfig
 
+FINAL_GROUPS = 8  # of the last GroupNorm, whatever n_groups is: so it is in LeRobot and in the original code
+
 
 class SinusoidalEmbedding(nn.Module):
     """(B,) denoising steps -> (B, size): sines, then cosines, of frequencies from 1 down to 1/10,000."""
@@ -92,7 +94,7 @@ class ConditionalUnet1d(nn.Module):
             grow = nn.ConvTranspose1d(size_out, size_out, 4, stride=2, padding=1)
             self.up_modules.append(nn.ModuleList([block(size_in * 2, size_out), block(size_out, size_out), grow]))
         self.final_conv = nn.Sequential(
-            ConvBlock(dims[0], dims[0], config.kernel_size, config.n_groups), nn.Conv1d(dims[0], action_size, 1)
+            ConvBlock(dims[0], dims[0], config.kernel_size, FINAL_GROUPS), nn.Conv1d(dims[0], action_size, 1)
         )
 
     def forward(self, x: Tensor, step: Tensor, global_cond: Tensor) -> Tensor:
