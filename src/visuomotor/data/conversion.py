@@ -75,14 +75,8 @@ def convert(
     Raises:
         DatasetError: The source is missing or damaged, holds what cannot be stored, or the target holds files.
     """
-    if video not in ("auto", *CODECS, None):
-        known = ["auto", *CODECS]
-        advice = f"did you mean {nearest(str(video), known)}?"
-        raise DatasetError(mismatch("video", f"one of {known}, or None", repr(video), advice))
     target = Path(target).expanduser()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        advice = "take another name, or delete it first"
-        raise DatasetError(mismatch(str(target), "a new or an empty folder", "one with files", advice))
+    _check(target, video)
     found = read(source, episodes, revision)
     _check_finite(found)
     if (Path(found.source) / "meta/info.json").is_file():
@@ -100,6 +94,16 @@ def convert(
         finally:
             files.close()
     return target
+
+
+def _check(target: Path, video: Video | None) -> None:
+    if video not in ("auto", *CODECS, None):
+        known = ["auto", *CODECS]
+        advice = f"did you mean {nearest(str(video), known)}?"
+        raise DatasetError(mismatch("video", f"one of {known}, or None", repr(video), advice))
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        advice = "take another name, or delete it first"
+        raise DatasetError(mismatch(str(target), "a new or an empty folder", "one with files", advice))
 
 
 def _check_finite(found: Demonstrations) -> None:
