@@ -199,7 +199,7 @@ class Dataset:
 
     def _check_finite(self) -> None:
         for name, array in self.arrays.items():
-            if name in self.features and not np.isfinite(array).all():
+            if (name in self.features or name == "timestamp") and not np.isfinite(array).all():
                 row = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
                 episode = int(np.searchsorted(self.episode_ends, row, side="right"))
                 place = f"{name}, episode {self.episodes[episode]}, frame {row - self.episode_starts[episode]}"

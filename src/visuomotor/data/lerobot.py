@@ -114,6 +114,9 @@ def _read_columns(
         for column in columns:
             values = table[column] if column in table.column_names else pa.chunked_array([implied[column]])
             array = _to_numpy(f"{folder / name}: {column}", values, info["features"][column])
+            if column == "index" and not ((array >= 0) & (array < info["total_frames"])).all():
+                place, expected = f"{folder / name}: index", f"rows from 0 to {info['total_frames'] - 1}"
+                raise DatasetError(mismatch(place, expected, f"{array.min()} to {array.max()}", COPY_AGAIN))
             pieces[column].append(array[rows])
         order.append(inside[wanted])
     # Files need not follow the episodes' order; rows do.

@@ -316,7 +316,8 @@ def _read_state(path: Path, state: Any, config: DiffusionConfig, features: Mappi
             name, _, key = tensor.rpartition(".")
             if name not in features:
                 continue
-            if key not in STATISTICS or not bool(values.isfinite().all()):
+            whole = key != "count" and not values.is_floating_point()
+            if key not in STATISTICS or whole or not bool(values.isfinite().all()):
                 expected, found = f"finite numbers of one of {list(STATISTICS)}", values.flatten()[:4].tolist()
                 place = f"{path.with_name(state)}: {tensor}"
                 raise CheckpointError(mismatch(place, expected, found, "copy the file again"))
