@@ -40,16 +40,23 @@ def atomic_folder(target: str | Path) -> Generator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write_bytes(target: str | Path, content: bytes) -> None:
-    """Writes a whole file or leaves the old one."""
+@contextmanager
+def replacing(target: str | Path) -> Generator[Path]:
+    """Yields a name beside `target` to write to, and moves that into its place when the block ends well."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
     try:
-        draft.write_bytes(content)
+        yield draft
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_bytes(target: str | Path, content: bytes) -> None:
+    """Writes a whole file or leaves the old one."""
+    with replacing(target) as draft:
+        draft.write_bytes(content)
 
 
 def write_json(target: str | Path, content: object) -> None:

@@ -112,19 +112,6 @@ def test_the_generations_say_the_same(shared: Path, tmp_path: Path, name: str, g
 # Small policies in both layouts
 
 
-@pytest.fixture
-def new(tmp_path: Path) -> Path:
-    """A small policy with processors that the test may change."""
-    save_lerobot(small(), tmp_path / "new")
-    return tmp_path / "new"
-
-
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
-    """The same with its statistics among the weights."""
-    return write_legacy(small(), tmp_path / "old")
-
-
 MODES = [
     {"VISUAL": "MEAN_STD", "STATE": "MIN_MAX", "ENV": "MIN_MAX", "ACTION": "MIN_MAX"},
     {"VISUAL": "MEAN_STD", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"},

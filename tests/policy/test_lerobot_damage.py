@@ -11,22 +11,9 @@ from torch import Tensor
 
 from visuomotor.errors import CheckpointError
 from visuomotor.policy.checkpoint import load_policy
-from visuomotor.policy.lerobot_export import STATE_AFTER, STATE_BEFORE, save_lerobot
+from visuomotor.policy.lerobot_export import STATE_AFTER, STATE_BEFORE
 
 from .lerobot_folders import AFTER, BEFORE, CONFIG, WEIGHTS, actions, edit, edit_tensors, small, write_legacy
-
-
-@pytest.fixture
-def new(tmp_path: Path) -> Path:
-    """A small policy with processors that the test may change."""
-    save_lerobot(small(), tmp_path / "new")
-    return tmp_path / "new"
-
-
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
-    """The same with its statistics among the weights."""
-    return write_legacy(small(), tmp_path / "old")
 
 
 def value(name: str, found: Any) -> Callable[[Path], None]:

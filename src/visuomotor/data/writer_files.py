@@ -3,13 +3,11 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +18,7 @@ from visuomotor.data.writer_statistics import Statistics, aggregate_all, describ
 from visuomotor.data.writer_tables import IMAGE_TYPES, data_schema, data_table, episodes_table, tasks_table
 from visuomotor.data.writer_video import Clip, Pictures, VideoKind, frame_rate, join, video_info, video_kind
 from visuomotor.errors import DatasetError, mismatch
-from visuomotor.files import write_json
+from visuomotor.files import replacing, write_json
 
 PATHS = {
     "data": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
@@ -306,18 +304,6 @@ def hold(folder: Path) -> int | None:
     except OSError:
         pass  # some file systems in a network know no locks: there the user keeps writers apart
     return lock
-
-
-@contextmanager
-def replacing(target: Path) -> Generator[Path]:
-    """Yields a name beside `target` to write to, and moves that into its place when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
-    try:
-        yield draft
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def by_place(records: list[dict[str, Any]], kind: str) -> Iterator[tuple[tuple[int, int], list[int]]]:

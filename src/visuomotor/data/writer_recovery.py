@@ -11,11 +11,12 @@ from visuomotor.data import lerobot
 from visuomotor.data.demonstrations import COPY_AGAIN
 from visuomotor.data.lerobot_meta import VERSION, read_json
 from visuomotor.data.writer_features import DTYPES, check_fps, check_name
-from visuomotor.data.writer_files import Cursor, DatasetFiles, first_rows, new_info, replacing
+from visuomotor.data.writer_files import Cursor, DatasetFiles, first_rows, new_info
 from visuomotor.data.writer_statistics import Statistics
 from visuomotor.data.writer_tables import IMAGE_TYPES
 from visuomotor.data.writer_video import Clip, count_frames, frame_rate, join, measure, video_kind
 from visuomotor.errors import DatasetError, mismatch
+from visuomotor.files import replacing
 
 
 def open_files(folder: Path) -> DatasetFiles:
