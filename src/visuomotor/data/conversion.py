@@ -40,7 +40,7 @@ from visuomotor.data.writer_video import (
 from visuomotor.errors import DatasetError, mismatch
 from visuomotor.files import atomic_folder
 
-SHARES = 4  # parts of the work for each thread, so that all end at about the same time
+SHARES = 2  # parts of the work for each thread, so that all end at about the same time
 Video = Literal["auto", "av1", "h264"]
 Finished = tuple[Clip | Pictures, Statistics]
 

@@ -113,7 +113,7 @@ class PictureFile:
         from PIL import Image
 
         content = BytesIO()
-        Image.fromarray(image).save(content, "png")
+        Image.fromarray(image).save(content, "png", compress_level=1)  # twice as fast as 6, 15 % more bytes
         self._sizes.append(self._file.write(content.getbuffer()))
 
     def close(self) -> Pictures:
