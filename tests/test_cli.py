@@ -42,7 +42,7 @@ def test_help_lists_the_verbs(capsys, arguments):
     assert main(arguments) == 0
     out = capsys.readouterr().out
     for name, verb in VERBS.items():
-        assert f"  {name:7}  {verb.__doc__}" in lines(out)
+        assert f"  {name:{max(map(len, VERBS))}}  {verb.__doc__}" in lines(out)
 
 
 def test_version(capsys):
@@ -56,7 +56,8 @@ def test_help_of_a_verb(capsys, verb):
         main([verb, "--help"])
     assert not left.value.code
     out = capsys.readouterr().out
-    assert any(word in out for word in ("--output DIR", "--output FILE", "[OPTIONS] SOURCE"))
+    told = ("--output DIR", "--output FILE", "[OPTIONS] SOURCE", "[-h] RUN", "[-h] {list,clear}")
+    assert any(word in out for word in told)
     assert VERBS[verb].__doc__ in " ".join(out.split())
 
 

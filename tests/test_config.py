@@ -63,9 +63,27 @@ STATE = Feature("STATE", (2,))
             {"vision_backbone": "resnet19"},
             "vision_backbone: expected one of ['resnet18', 'resnet34'], got 'resnet19'; did you mean resnet18?",
         ),
-        ({"noise_scheduler_type": "DIMM"}, "noise_scheduler_type: expected one of ['DDPM', 'DDIM'], got 'DIMM'"),
+        (
+            {"noise_scheduler_type": "DIMM"},
+            "noise_scheduler_type: expected one of ['DDPM', 'DDIM', 'FlowMatchEuler'], got 'DIMM'; did you mean DDIM?",
+        ),
+        (
+            {"noise_scheduler_type": "FlowMatchEuler"},
+            "prediction_type: expected v_prediction or sample with FlowMatchEuler, got epsilon; v_prediction is",
+        ),
+        ({"denoiser": "dit"}, "denoiser: expected one of ['unet', 'transformer'], got 'dit'; did you mean unet?"),
+        ({"denoiser": "transformer", "horizon": 9}, None),  # nothing halves its time axis
+        ({"denoiser": "transformer", "horizon": 0}, "horizon: expected 1 or more, got 0; 16 is usual"),
+        ({"transformer_dim": 255}, "transformer_dim: expected an even number from 4 on, got 255; use 256"),
+        ({"transformer_layers": 0}, "transformer_layers: expected 1 to 100, got 0; use 6"),
+        ({"transformer_layers": 101}, "transformer_layers: expected 1 to 100, got 101"),
+        ({"transformer_heads": 3}, "transformer_heads: expected a divisor of transformer_dim 256, got 3; 64 channels"),
+        ({"transformer_heads": 0}, "transformer_heads: expected a divisor of transformer_dim 256, got 0"),
         ({"beta_schedule": "cosine"}, "beta_schedule: expected one of ['squaredcos_cap_v2', 'linear'], got 'cosine'"),
-        ({"prediction_type": "noise"}, "prediction_type: expected one of ['epsilon', 'sample'], got 'noise'"),
+        (
+            {"prediction_type": "noise"},
+            "prediction_type: expected one of ['epsilon', 'sample', 'v_prediction'], got 'noise'; did you mean sample?",
+        ),
         (
             {"input_features": {"observation.image": Feature("VISUAL", (3, 64, 64))}},
             "crop_shape: expected a crop that fits the image, got a crop of (84, 84) from observation.image of "
@@ -154,6 +172,10 @@ RECIPES = {
             use_group_norm=False,
             spatial_softmax_num_keypoints=8,
             use_separate_rgb_encoder_per_camera=True,
+            denoiser="transformer",
+            transformer_dim=64,
+            transformer_layers=2,
+            transformer_heads=8,
             down_dims=(24, 48),
             kernel_size=3,
             n_groups=6,

@@ -16,12 +16,23 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from visuomotor.config import DiffusionConfig, Feature, FeatureType, NormalizationMode, Recipe, TrainingConfig, nearest
 from visuomotor.errors import ConfigError, VisuomotorError, mismatch
+from visuomotor.options import (
+    CacheOptions,
+    ConvertOptions,
+    DemoOptions,
+    EvalOptions,
+    ImproveOptions,
+    InfoOptions,
+    RecordOptions,
+    ReportOptions,
+    ValidateOptions,
+)
 
 # The library is imported inside the verbs: torch alone takes longer than `visuomotor --help` may.
 
@@ -56,8 +67,9 @@ class TrainingOptions(TrainingConfig):
 class TrainOptions:
     """`visuomotor train`, behind the preset's name."""
 
-    data: Annotated[str, tyro.conf.arg(metavar="SOURCE")]
-    """A LeRobot folder (v2.0 to v3.0), a hub name (lerobot/pusht), a .zarr or .zarr.zip, or pusht-demonstrations."""
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE")]
+    """A LeRobot folder (v2.0 to v3.0), a hub name (lerobot/pusht), a .zarr or .zarr.zip, a recorded .npz, or
+    pusht-demonstrations. Several are joined; one that is named twice counts twice."""
     output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The run's folder: config.json, metrics.jsonl and checkpoints."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -66,102 +78,6 @@ class TrainOptions:
     """What shapes the policy's computation; refused on --resume if it changes."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
     """How it is trained."""
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """`visuomotor eval`; the fields are the arguments of `visuomotor.evaluation.evaluate.evaluate`."""
-
-    policy_source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="POLICY")]
-    """A run's folder (its newest checkpoint), a policy's folder, a policy that ships with Visuomotor, or a hub name."""
-    output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Folder for eval.json, report.html and the videos. An earlier evaluation there is replaced."""
-    episodes: int = 500
-    """Episodes: 500 give a 95 % interval of about 8 percentage points, 50 of 25."""
-    seed: int = 100_000
-    """Seed of the first episode; the others follow it."""
-    env: Literal["pusht"] = "pusht"
-    """The task."""
-    noise_scheduler_type: Literal["DDPM", "DDIM"] | None = None
-    """The sampler; None takes the policy's own."""
-    num_inference_steps: int | None = None
-    """Denoising steps; None takes the policy's own."""
-    n_action_steps: int | None = None
-    """Executed steps of each prediction; None takes the policy's own."""
-    max_steps: int = 300
-    """Steps after which an episode has failed."""
-    videos: int = 3
-    """Successes to film, and failures: so many of each."""
-    environments: int | None = None
-    """Episodes that run at once; None runs all. Changes memory and time, not the result."""
-    policy_batch: int = 64
-    """Episodes in each call of the policy; another number may change the last bits of an action."""
-    device: str = "cpu"
-    """Where the policy runs: `cpu`, `cuda` or `mps`."""
-
-
-@dataclass(frozen=True)
-class ConvertOptions:
-    """`visuomotor convert`."""
-
-    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """Demonstrations: a LeRobot folder, a hub name, .zarr, .zarr.zip, robomimic .hdf5. For --to lerobot, a policy."""
-    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")]
-    """A new or an empty folder. It appears when it is whole."""
-    to: Literal["v3.0", "lerobot"] = "v3.0"
-    """`v3.0`: a LeRobot data set. `lerobot`: a policy as LeRobot 0.6 loads it."""
-    episodes: tuple[int, ...] | None = None
-    """Numbers of the episodes to take; None takes all."""
-    images: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Store frames as PNG in parquet, without loss, and not as video."""
-    video_codec: Literal["av1", "h264"] | None = None
-    """The codec of videos; None copies videos, leaves PNG as it is, and encodes other frames as av1."""
-    revision: str | None = None
-    """Of a name on the hub, a branch, tag or commit; None takes the newest format that it has."""
-
-
-@dataclass(frozen=True)
-class InfoOptions:
-    """`visuomotor info`."""
-
-    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """Demonstrations, as for `visuomotor train --data`."""
-    episodes: tuple[int, ...] | None = None
-    """Numbers of the episodes to look at; None takes all."""
-    revision: str | None = None
-    """Of a name on the hub, a branch, tag or commit; None takes the newest format that it has."""
-    frames: bool = True
-    """Look at the cameras' frames as well; they are decoded once, into the frame store."""
-    json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print JSON, which has every finding, in place of tables."""
-    strict: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Leave with status 1 if something is found."""
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """`visuomotor demo`."""
-
-    output: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("outputs/demo")
-    """Where the run and the report go. A demo that was interrupted there goes on."""
-    steps: int | None = None
-    """Optimizer steps; None takes the preset's, which last some minutes."""
-    episodes: int = 50
-    """Episodes of the evaluation."""
-
-
-@dataclass(frozen=True)
-class RecordOptions:
-    """`visuomotor record`."""
-
-    policy: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="POLICY")]
-    """The policy that demonstrates, as for `visuomotor eval`."""
-    output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
-    """The .npz file to write; one that is there is replaced."""
-    episodes: int = 300
-    """Successful episodes to keep."""
-    seed: int = 1_000_000
-    """Seed of the first episode; the others follow it. From 1000000 on, far from those of evaluations."""
 
 
 def train(arguments: list[str]) -> None:
@@ -189,9 +105,11 @@ def train(arguments: list[str]) -> None:
 
     policy = dataclasses.replace(recipe.policy, **_visible(options.policy))
     training = TrainingConfig(**_visible(options.training))
-    checkpoint = run(Recipe(policy, training), options.data, options.output, resume=options.resume)
+    source = options.data[0] if len(options.data) == 1 else options.data
+    checkpoint = run(Recipe(policy, training), source, options.output, resume=options.resume)
     print(f"trained: {checkpoint}")
-    print(f"next:    visuomotor eval {options.output} --output {options.output / 'evaluation'}")
+    verb, folder = ("validate", "validation") if name == "arm" else ("eval", "evaluation")
+    print(f"next:    visuomotor {verb} {options.output} --output {options.output / folder}")
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -203,6 +121,40 @@ def evaluate(arguments: list[str]) -> None:
 
     _print_result(run(**dataclasses.asdict(options)), options.output)
     print(f"next:    open {options.output / 'report.html'} in a browser")
+
+
+def improve(arguments: list[str]) -> None:
+    """Roll a policy out, keep its quick successes, train on them too; several rounds. For simulated tasks."""
+    required = ImproveOptions(policy_source=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
+    options = _parse(required, "improve", arguments, str(improve.__doc__))
+
+    from visuomotor.improvement import improve as run
+    from visuomotor.improvement import table
+
+    print(table(run(**dataclasses.asdict(options))))
+    last = options.output / f"round_{options.rounds:03d}" / "run"
+    print(f"next:    visuomotor eval {last} --episodes 500 --output {options.output / 'evaluation'}")
+
+
+def validate(arguments: list[str]) -> None:
+    """Measure a policy against recorded episodes, without a simulator: errors of each joint, drawn."""
+    required = ValidateOptions(policy_source=tyro.MISSING, output=tyro.MISSING)
+    options = _parse(required, "validate", arguments, str(validate.__doc__))
+
+    from visuomotor.evaluation.open_loop import as_text
+    from visuomotor.evaluation.open_loop import validate as run
+
+    print(as_text(run(**dataclasses.asdict(options))))
+    print(f"report:  {options.output / 'validation.html'}")
+
+
+def report(arguments: list[str]) -> None:
+    """Draw a run's curves into RUN/report.html."""
+    options = _parse(ReportOptions(run=tyro.MISSING), "report", arguments, str(report.__doc__))
+
+    from visuomotor.evaluation.curves import write_report
+
+    print(f"report:  {write_report(options.run)}")
 
 
 def convert(arguments: list[str]) -> None:
@@ -275,6 +227,19 @@ def record(arguments: list[str]) -> None:
 
     run(load_policy(options.policy), options.episodes, options.seed, options.output, progress=True)
     print(f"recorded: {options.output}")
+
+
+def cache(arguments: list[str]) -> None:
+    """Show what the frame store holds, or empty it."""
+    options = _parse(CacheOptions(action=tyro.MISSING), "cache", arguments, str(cache.__doc__))
+
+    from visuomotor.data.cache import clear, show
+
+    if options.action == "list":
+        show()
+    else:
+        count, size = clear()
+        print(f"deleted: {count}, {size / 1e6:.1f} MB")
 
 
 def _train_defaults(recipe: Recipe) -> TrainOptions:
@@ -351,10 +316,14 @@ def _print_result(result: dict[str, Any], output: Path) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "eval": evaluate,
+    "improve": improve,
+    "validate": validate,
+    "report": report,
     "convert": convert,
     "info": info,
     "demo": demo,
     "record": record,
+    "cache": cache,
 }
 
 

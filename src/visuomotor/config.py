@@ -10,6 +10,7 @@ from visuomotor.errors import ConfigError, mismatch
 
 FeatureType = Literal["STATE", "ENV", "VISUAL", "ACTION"]
 NormalizationMode = Literal["MIN_MAX", "MEAN_STD", "IDENTITY"]
+FLOW = "FlowMatchEuler"
 Config = TypeVar("Config")
 _STRICT = {"extra": "forbid"}  # how pydantic reads these classes: an unknown field is an error
 
@@ -31,7 +32,7 @@ class DiffusionConfig:
     """What shapes the policy's computation. Names and meanings are those of LeRobot's DiffusionConfig.
 
     Differs from LeRobot: the defaults are the published Push-T recipe (horizon 16, 8 executed actions, random crop of
-    84, GroupNorm, no pretrained weights), and `ENV` is normalised. `backbone_width` and `backbone_stages` are ours.
+    84, GroupNorm, no pretrained weights), and `ENV` is normalised. What is ours alone says "Not in LeRobot".
     """
 
     __pydantic_config__ = _STRICT
@@ -43,7 +44,7 @@ class DiffusionConfig:
     n_obs_steps: int = 2
     """Observed steps (To), the present one and those before it."""
     horizon: int = 16
-    """Predicted steps (Tp), from To - 1 steps ago. A multiple of 2 ** len(down_dims)."""
+    """Predicted steps (Tp), from To - 1 steps ago. For a U-Net a multiple of 2 ** len(down_dims)."""
     n_action_steps: int = 8
     """Executed steps (Ta) of each prediction. At most horizon - n_obs_steps + 1."""
     normalization_mapping: dict[FeatureType, NormalizationMode] = field(
@@ -51,7 +52,9 @@ class DiffusionConfig:
     )
     """MIN_MAX maps to [-1, 1], MEAN_STD to mean 0 and deviation 1. A type that is not named stays as it is."""
     drop_n_last_frames: int = 7
-    """Training windows do not start in the last frames of an episode, so that few actions are padding."""
+    """Training windows do not start in the last frames of an episode, so that few actions are padding: with
+    horizon - n_obs_steps (14 of the published recipe) none is at the end. At an episode's beginning the first frame
+    stands for those before it, as it does when acting."""
 
     vision_backbone: Literal["resnet18", "resnet34"] = "resnet18"
     """The trunk that turns an image into feature maps."""
@@ -76,6 +79,14 @@ class DiffusionConfig:
     use_separate_rgb_encoder_per_camera: bool = False
     """One encoder a camera instead of one for all."""
 
+    denoiser: Literal["unet", "transformer"] = "unet"
+    """The network that denoises: the U-Net of the paper, or a transformer over the actions (DiT). Not in LeRobot."""
+    transformer_dim: int = 256
+    """Width of the transformer, even. Not in LeRobot."""
+    transformer_layers: int = 6
+    """Blocks of the transformer, 1 to 100. Not in LeRobot."""
+    transformer_heads: int = 4
+    """Heads of its attention; divides transformer_dim. Not in LeRobot."""
     down_dims: tuple[int, ...] = (512, 1024, 2048)
     """Channels of each stage of the U-Net; each halves the time axis."""
     kernel_size: int = 5
@@ -87,10 +98,11 @@ class DiffusionConfig:
     use_film_scale_modulation: bool = True
     """FiLM with scale and bias; otherwise bias only."""
     gradient_checkpointing: bool = False
-    """Recompute the U-Net's residual blocks in the backward pass: less memory, more time, the same result."""
+    """Recompute the denoiser's blocks in the backward pass: less memory, more time, the same result."""
 
-    noise_scheduler_type: Literal["DDPM", "DDIM"] = "DDPM"
-    """The sampler: DDPM adds noise at every step, DDIM none."""
+    noise_scheduler_type: Literal["DDPM", "DDIM", "FlowMatchEuler"] = "DDPM"
+    """The sampler: DDPM adds noise at every step, DDIM none; both act with the same weights. FlowMatchEuler is
+    rectified flow, in training too: noise grows along straight lines, whatever `beta_schedule` is. Not in LeRobot."""
     num_train_timesteps: int = 100
     """Levels of noise in training."""
     beta_schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
@@ -99,8 +111,9 @@ class DiffusionConfig:
     """First beta of the linear schedule."""
     beta_end: float = 0.02
     """Last beta of the linear schedule."""
-    prediction_type: Literal["epsilon", "sample"] = "epsilon"
-    """What the network predicts: the noise, or the clean actions."""
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    """What the network predicts: the noise, the clean actions, or (v_prediction, not in LeRobot) the velocity from
+    these to that; rectified flow takes v_prediction or sample."""
     clip_sample: bool = True
     """Clip the estimate of the clean actions at every denoising step."""
     clip_sample_range: float = 1.0
@@ -116,8 +129,9 @@ class DiffusionConfig:
         rules = [
             (self.n_obs_steps >= 1, "n_obs_steps", "1 or more", self.n_obs_steps, "observe at least the present"),
             (stages >= 1, "down_dims", "one stage or more", self.down_dims, "name the channels of each stage"),
+            (self.horizon >= 1 or self.denoiser == "unet", "horizon", "1 or more", self.horizon, "16 is usual"),
             (
-                self.horizon > 0 and self.horizon % 2**stages == 0,
+                self.denoiser == "transformer" or (self.horizon > 0 and self.horizon % 2**stages == 0),
                 "horizon",
                 f"a multiple of {2**stages} = 2 ** {stages} stages of down_dims",
                 self.horizon,
@@ -152,6 +166,28 @@ class DiffusionConfig:
                 "an even number from 4 on",
                 self.diffusion_step_embed_dim,
                 "use 128",
+            ),
+            (
+                self.transformer_dim >= 4 and self.transformer_dim % 2 == 0,
+                "transformer_dim",
+                "an even number from 4 on",
+                self.transformer_dim,
+                "use 256",
+            ),
+            (1 <= self.transformer_layers <= 100, "transformer_layers", "1 to 100", self.transformer_layers, "use 6"),
+            (
+                self.transformer_heads >= 1 and self.transformer_dim % self.transformer_heads == 0,
+                "transformer_heads",
+                f"a divisor of transformer_dim {self.transformer_dim}",
+                self.transformer_heads,
+                "64 channels a head are usual",
+            ),
+            (
+                self.prediction_type != "epsilon" or self.noise_scheduler_type != FLOW,
+                "prediction_type",
+                f"v_prediction or sample with {FLOW}",
+                self.prediction_type,
+                "v_prediction is rectified flow as published",
             ),
             (0 < self.crop_ratio <= 1, "crop_ratio", "a share in (0, 1]", self.crop_ratio, "1 means no crop"),
             (trained >= 2, "num_train_timesteps", "2 or more", trained, "the published recipe has 100"),
@@ -295,8 +331,13 @@ class TrainingConfig:
     """AdamW's epsilon."""
     optimizer_weight_decay: float = 1e-6
     """AdamW's weight decay."""
+    scheduler_name: Literal["cosine", "warmup-stable-decay"] = "cosine"
+    """The learning rate after the warm-up: half a cosine to zero at `steps`; or constant until the last
+    `scheduler_decay_steps`, so that a run which is extended before these is exactly the longer run."""
     scheduler_warmup_steps: int = 500
-    """Steps in which the learning rate rises linearly; after them it falls as a cosine to zero at `steps`."""
+    """Steps in which the learning rate rises linearly from zero."""
+    scheduler_decay_steps: int | None = None
+    """Last steps of warmup-stable-decay, in which the rate falls to zero; None takes a fifth of `steps`."""
     grad_clip_norm: float = 10.0
     """Gradients are scaled down to this norm."""
     ema_power: float = 0.75
@@ -304,13 +345,25 @@ class TrainingConfig:
     ema_max_decay: float = 0.9999
     """Highest decay of the average; 0 leaves the average out."""
     seed: int = 0
-    """Decides the initial weights, the order of the data, crops and noise."""
+    """Decides the initial weights, the order of the data, crops, noise, and the episodes held out."""
+    nonfinite_loss: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is not finite does: ends the run at that step, or leaves the batch out."""
+    validation_episodes: float = 0
+    """Episodes that are not trained on but measure the loss: a share of all if below 1, else a number."""
+    validate_every: int = 1_000
+    """Steps between measurements of the averaged policy's loss on the episodes held out."""
     save_every: int = 5_000
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept; older ones are deleted."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl."""
+    evaluate_every: int = 0
+    """Steps between evaluations on Push-T in the background, of a copy of the averaged policy; 0 for none."""
+    evaluate_episodes: int = 50
+    """Episodes of each of them, from seed 500000 on."""
+    wandb_project: str | None = None
+    """Weights & Biases project to log to as well (extra `wandb`; WANDB_MODE=offline keeps it on this machine)."""
     trunk_precision: Literal["float32", "bfloat16"] = "float32"
     """Of the image trunk's convolutions in training; bfloat16 is faster where the processor or GPU has it. Key points
     and U-Net stay float32: bfloat16 would round a position of 512 pixels to 2 of them."""
@@ -325,7 +378,16 @@ class TrainingConfig:
         _check_choices(self)
         rules = [
             (getattr(self, name) >= 1, name, "1 or more", getattr(self, name), "choose a positive number")
-            for name in ("steps", "batch_size", "noise_draws", "save_every", "keep_checkpoints", "log_every")
+            for name in (
+                "steps",
+                "batch_size",
+                "noise_draws",
+                "save_every",
+                "keep_checkpoints",
+                "log_every",
+                "validate_every",
+                "evaluate_episodes",
+            )
         ]
         rules += [
             (self.optimizer_lr > 0, "optimizer_lr", "a positive number", self.optimizer_lr, "1e-4 is the usual one"),
@@ -338,6 +400,21 @@ class TrainingConfig:
                 self.scheduler_warmup_steps,
                 "500 is usual",
             ),
+            (
+                0 <= (self.scheduler_decay_steps or 0) <= self.steps,
+                "scheduler_decay_steps",
+                f"0 to steps = {self.steps}",
+                self.scheduler_decay_steps,
+                "a fifth of the steps is usual",
+            ),
+            (
+                0 <= self.validation_episodes and (self.validation_episodes < 1 or self.validation_episodes % 1 == 0),
+                "validation_episodes",
+                "a share below 1 or a whole number",
+                self.validation_episodes,
+                "0.05 holds out one in twenty",
+            ),
+            (self.evaluate_every >= 0, "evaluate_every", "0 or more", self.evaluate_every, "0 leaves it out"),
             (
                 all(0 <= beta < 1 for beta in self.optimizer_betas),
                 "optimizer_betas",

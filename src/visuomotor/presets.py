@@ -64,6 +64,27 @@ def pusht_keypoints_small() -> Recipe:
     return Recipe(policy, training)
 
 
+def arm() -> Recipe:
+    """A real arm at 30 frames/s: several cameras, ResNet18 from ImageNet's weights (hub); for a GPU."""
+    policy = DiffusionConfig(
+        horizon=48,  # 1.6 s predicted and 0.8 s executed, as the published recipe at 10 Hz
+        n_action_steps=24,
+        drop_n_last_frames=23,  # horizon - n_action_steps - n_obs_steps + 1: no executed action is padding
+        resize_shape=(240, 320),
+        crop_ratio=0.9,
+        use_separate_rgb_encoder_per_camera=True,
+        pretrained_backbone_weights="timm/resnet18.tv_in1k",
+        use_group_norm=False,  # they were trained with BatchNorm
+        down_dims=(256, 512, 1024),
+        noise_scheduler_type="DDIM",
+        num_inference_steps=10,
+    )
+    training = TrainingConfig(
+        steps=50_000, validation_episodes=0.1, trunk_precision="bfloat16", save_every=2_500, validate_every=2_500
+    )
+    return Recipe(policy, training)
+
+
 def demo() -> Recipe:
     """`pusht-keypoints-small`, shortened to a few minutes: what `visuomotor demo` trains."""
     recipe = pusht_keypoints_small()
@@ -83,6 +104,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "pusht-keypoints": pusht_keypoints,
     "pusht-image-small": pusht_image_small,
     "pusht-keypoints-small": pusht_keypoints_small,
+    "arm": arm,
     "demo": demo,
     "debug": debug,
 }

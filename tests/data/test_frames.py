@@ -5,13 +5,16 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
 from visuomotor.data import frames
+from visuomotor.data.encoded import EncodedFrames
 from visuomotor.data.frames import Camera, fingerprint, open_frames
+from visuomotor.data.resizing import resize
 from visuomotor.errors import DatasetError
 
 SHAPE = (7, 2, 3, 3)
@@ -41,13 +44,13 @@ def test_frames_are_decoded_once(cache):
     assert sorted(calls) == [0, 2, 4, 6]
     assert isinstance(again, np.memmap)
     assert not again.flags.writeable
-    assert os.listdir(cache / "frames") == [f"{fingerprint('a')}.npy"]
+    assert sorted(os.listdir(cache / "frames")) == [f"{fingerprint('a')}.json", f"{fingerprint('a')}.npy"]
 
 
 def test_another_fingerprint_is_another_array(cache):
     open_frames("front", camera())
     open_frames("front", camera(mark="b"))
-    assert len(os.listdir(cache / "frames")) == 2
+    assert len(list((cache / "frames").glob("*.npy"))) == 2
 
 
 @pytest.mark.parametrize("row", [0, 3, 6])
@@ -83,18 +86,50 @@ def test_a_row_that_no_segment_yields_is_noticed():
 def test_a_full_disk_is_noticed_before_decoding(cache, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(100))
+    monkeypatch.setenv("VISUOMOTOR_CACHE_LIMIT", "1")
     with pytest.raises(DatasetError, match=r"front: expected .* free for its frames, got .* VISUOMOTOR_CACHE"):
         open_frames("front", camera())
 
 
-def test_drafts_of_killed_processes_are_deleted(cache):
-    (cache / "frames").mkdir()
-    for name, age in ((".old.tmp", frames.STALE + 60), (".new.tmp", 60)):
-        (cache / "frames" / name).touch()
-        past = (cache / "frames" / name).stat().st_mtime - age
-        os.utime(cache / "frames" / name, (past, past))
+def test_frames_are_resized_while_they_are_stored(cache):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 48, 64, 3), np.uint8)
+    segments = [lambda: iter([(0, images[:4])]), lambda: iter([(4, images[4:])])]
+    whole = Camera(images.shape, "mark", segments, pick=lambda rows: images[rows])
+    small = whole.resized((24, 30))
+    found = open_frames("front", small)
+    assert found.shape == (6, 24, 30, 3)
+    np.testing.assert_array_equal(found, resize(images, (24, 30)))
+    np.testing.assert_array_equal(small.pick(np.array([1, 5])), found[[1, 5]])
+    assert [path.stat().st_size for path in (cache / "frames").glob("*.npy")] == [128 + 6 * 24 * 30 * 3]
+    assert len({camera.fingerprint for camera in (whole, small, whole.resized((30, 24)))}) == 3
+    assert whole.resized((48, 64)) is whole
+
+
+def test_beyond_the_limit_frames_stay_encoded(cache, monkeypatch, capsys):
+    monkeypatch.setenv("VISUOMOTOR_CACHE_LIMIT", "1e-7")  # 100 bytes; the frames take 126
+    found = open_frames("front", replace(camera(), pick=lambda rows: IMAGES[rows]))
+    assert isinstance(found, EncodedFrames)
+    np.testing.assert_array_equal(found[:], IMAGES)
+    assert os.listdir(cache / "frames") == []
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.startswith("front: 0.0 MB of decoded frames are beyond the frame store's limit of 0.0 MB")
+    with pytest.raises(DatasetError, match=r"front: expected room for .* raise VISUOMOTOR_CACHE_LIMIT"):
+        open_frames("front", camera())
+
+
+def test_a_large_camera_is_announced_before_it_is_decoded(cache, monkeypatch, capsys):
+    monkeypatch.setattr(frames, "LARGE", 126)
     open_frames("front", camera())
-    assert sorted(os.listdir(cache / "frames")) == [".new.tmp", f"{fingerprint('a')}.npy"]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(frames, "LARGE", 125)
+    with pytest.raises(DatasetError, match="row 3 is damaged"):
+        open_frames("front", camera(fails_at=3, mark="b"))
+    told = f"front: decoding 0.0 MB of frames into {cache / 'frames'}; VISUOMOTOR_CACHE names another folder"
+    assert capsys.readouterr().err.startswith(told)
+    open_frames("front", camera())
+    assert capsys.readouterr().err == ""  # they are there
 
 
 def test_fingerprints_tell_parts_apart():
@@ -131,4 +166,4 @@ def test_two_processes_may_build_at_once(cache):
     for process in processes:
         process.communicate(timeout=60)
         assert process.returncode == 0
-    assert os.listdir(cache / "frames") == ["mark.npy"]
+    assert sorted(os.listdir(cache / "frames")) == ["mark.json", "mark.npy"]

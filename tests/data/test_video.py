@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from visuomotor.data.video import decode
+from visuomotor.data import video
+from visuomotor.data.video import Film, Films, decode
 from visuomotor.errors import DatasetError
 
 from .synthetic import FPS, HEIGHT, WIDTH, picture, write_video
@@ -11,9 +12,9 @@ from .synthetic import FPS, HEIGHT, WIDTH, picture, write_video
 SHAPE = (HEIGHT, WIDTH, 3)
 
 
-@pytest.fixture(scope="module", params=["libx264", "libsvtav1"])
+@pytest.fixture(scope="module", params=["libx264", "libsvtav1", "libx265"])
 def film(request, tmp_path_factory):
-    """20 frames, in H.264 and in AV1."""
+    """20 frames, in H.264, AV1 and HEVC, which stores frames out of order around its key frames."""
     return write_video(tmp_path_factory.mktemp("film") / "film.mp4", [picture(row) for row in range(20)], request.param)
 
 
@@ -22,7 +23,7 @@ def frames(path, numbers, shape=SHAPE, fps=FPS):
     return list(decode(path, path.name, numbers / fps, 100 + np.arange(len(numbers)), shape, fps))
 
 
-@pytest.mark.parametrize("numbers", [range(20), [0], [19], [6, 7, 8], [2, 2, 11]])
+@pytest.mark.parametrize("numbers", [range(20), [0], [19], [6, 7, 8], [2, 2, 11], [1, 9, 10, 17], [3, 8, 13, 18]])
 def test_each_time_gives_its_frame(film, numbers):
     found = frames(film, numbers)
     assert [row for row, _ in found] == list(range(100, 100 + len(numbers)))
@@ -30,6 +31,28 @@ def test_each_time_gives_its_frame(film, numbers):
         assert image.shape == (1, *SHAPE)
         assert image.dtype == np.uint8
         assert np.abs(image[0].astype(int) - picture(number)).mean() < 3  # the next frame is 8 grey levels off
+
+
+def test_films_give_any_rows_in_any_order(film, tmp_path):
+    again = tmp_path / "again.mp4"
+    again.write_bytes(film.read_bytes())
+    numbers = np.array([5, 18, 0, 9, 9, 13, 2, 7])
+    films = Films([film, again], np.arange(8) % 2, numbers / FPS, SHAPE, FPS)
+    whole = np.concatenate([image for _, image in frames(film, range(20))])
+    for rows in ([0, 1, 2, 3, 4, 5, 6, 7], [7, 2, 2, 5, 0], [4]):
+        np.testing.assert_array_equal(films(np.array(rows)), whole[numbers[rows]])
+
+
+def test_no_more_films_stay_open_than_are_allowed(film, monkeypatch):
+    opened, closed = [], []
+    monkeypatch.setattr(video, "OPEN_FILMS", 2)
+    monkeypatch.setattr(Film, "close", lambda film: closed.append(film.path))
+    monkeypatch.setattr(Film, "__init__", lambda film, path, *rest: setattr(film, "path", path) or opened.append(path))
+    monkeypatch.setattr(Film, "frames", lambda film, seconds: np.zeros((len(seconds), *SHAPE), np.uint8))
+    films = Films(list("abc"), np.arange(3), np.zeros(3), SHAPE, FPS)
+    for rows in ([0], [1], [0], [2], [0], [1]):
+        films(np.array(rows))
+    assert (opened, closed) == (["a", "b", "c", "b"], ["b", "c"])
 
 
 def test_a_time_is_matched_within_a_quarter_of_a_frame(film):

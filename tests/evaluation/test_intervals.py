@@ -61,3 +61,37 @@ def test_compare_finds_no_difference_between_equals():
 def test_compare_refuses_other_seeds():
     with pytest.raises(ConfigError, match="episodes: expected the same seeds in both, got 2 seeds"):
         compare(evaluation({1: True, 2: False}), evaluation({1: True, 3: False}))
+
+
+def flips(gained: int, lost: int, episodes: int) -> tuple[dict, dict]:
+    """Two evaluations of which the second solves `gained` seeds more, and `lost` seeds less."""
+    first = {seed: gained <= seed < gained + lost for seed in range(episodes)}
+    return evaluation(first), evaluation({seed: seed < gained for seed in range(episodes)})
+
+
+def test_interval_of_the_difference_by_hand():
+    """30 gained, 10 lost of 98: 31 and 11 of 100, so 0.2 +- 1.96 sqrt((0.42 - 0.04) / 100)."""
+    comparison = compare(*flips(30, 10, 98))
+    half = 1.959963984540054 * 0.38**0.5 / 10
+    assert comparison.interval == pytest.approx((0.2 - half, 0.2 + half), abs=1e-12)
+    assert comparison.difference == pytest.approx(20 / 98)
+
+
+def test_no_flip_seen_is_not_no_difference():
+    low, high = compare(*flips(0, 0, 500)).interval
+    assert low == -high
+    assert 0.004 < high < 0.007
+    assert compare(*flips(1, 0, 1)).interval[1] == 1.0
+
+
+@pytest.mark.parametrize(("gain", "loss"), [(0.0, 0.0), (0.02, 0.02), (0.1, 0.05), (0.3, 0.1), (0.25, 0.25)])
+def test_the_interval_holds_the_true_difference_as_often_as_it_says(gain, loss):
+    """Over every outcome of 60 episodes, with its probability."""
+    held = 0.0
+    for gained in range(61):
+        for lost in range(61 - gained):
+            ways = math.comb(60, gained) * math.comb(60 - gained, lost)
+            low, high = compare(*flips(gained, lost, 60)).interval
+            if low <= gain - loss <= high:
+                held += ways * gain**gained * loss**lost * (1 - gain - loss) ** (60 - gained - lost)
+    assert held > 0.94

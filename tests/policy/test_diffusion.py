@@ -16,13 +16,14 @@ from .small import observation, small_batch, small_config, small_policy
 
 STATE = small_config()
 IMAGES = small_config(cameras=2)
+FLOW = small_config(prediction_type="v_prediction", noise_scheduler_type="FlowMatchEuler")
 UNET_CALL = list[tuple[Tensor, Tensor, Tensor]]
 
 
 def watch_network(policy: DiffusionPolicy) -> UNET_CALL:
-    """A list that fills with (x, step, condition) of every call of the U-Net."""
+    """A list that fills with (x, step, condition) of every call of the denoiser."""
     calls: UNET_CALL = []
-    policy.diffusion.unet.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
+    policy.diffusion.denoiser.register_forward_pre_hook(lambda _, arguments: calls.append(arguments))
     return calls
 
 
@@ -34,7 +35,7 @@ def seeded(seed: int = 0) -> Generator:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_loss_by_its_formula(prediction_type: str, masked: bool) -> None:
     """Mean of the squared error over everything; a masked action counts as an error of 0."""
     config = small_config(prediction_type=prediction_type, do_mask_loss_for_padding=masked)
@@ -49,13 +50,43 @@ def test_loss_by_its_formula(prediction_type: str, masked: bool) -> None:
         x = torch.stack([a[i] ** 0.5 * clean[i] + (1 - a[i]) ** 0.5 * noise[i] for i in range(3)])
         prediction = policy.diffusion.unet(x, steps, condition)
         found = policy.denoising_loss(condition, clean, noise, steps, {"action_is_pad": pad})
-    target = noise if prediction_type == "epsilon" else clean
+    velocity = a.sqrt()[:, None, None] * noise - (1 - a).sqrt()[:, None, None] * clean
+    target = {"epsilon": noise, "sample": clean, "v_prediction": velocity}[prediction_type]
     total = 0.0
     for i in range(3):
         for j in range(8):
             if not (masked and pad[i, j]):
                 total += ((prediction[i, j] - target[i, j]) ** 2).sum().item()
     assert found.item() == pytest.approx(total / (3 * 8 * 3), rel=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_loss_of_a_flow_by_its_formula(prediction_type: str) -> None:
+    """x_s = (1 - s) clean + s noise, told as 19 s of 20 levels; the velocity is noise - clean."""
+    policy = small_policy(small_config(prediction_type=prediction_type, noise_scheduler_type="FlowMatchEuler"))
+    generator = seeded()
+    clean, noise = torch.randn(2, 3, 8, 3, generator=generator)
+    s, condition = torch.tensor([0.0, 0.3, 1.0]), torch.randn(3, 4, generator=generator)
+    with torch.no_grad():
+        x = torch.stack([(1 - s[i]) * clean[i] + s[i] * noise[i] for i in range(3)])
+        prediction = policy.diffusion.unet(x, 19 * s, condition)
+        found = policy.denoising_loss(condition, clean, noise, 19 * s, {})
+    target = clean if prediction_type == "sample" else noise - clean
+    assert found.item() == pytest.approx(((prediction - target) ** 2).mean().item(), rel=1e-5)
+
+
+def test_times_and_noise_that_the_loss_of_a_flow_draws() -> None:
+    policy, batch = small_policy(FLOW), small_batch(FLOW, size=400)
+    calls = watch_network(policy)
+    with torch.no_grad():
+        policy.compute_loss(batch, seeded())
+    x, steps, _ = calls[0]
+    assert len(steps.unique()) == 400 and steps.max() < 19  # not rounded
+    assert steps.mean().item() == pytest.approx(9.5, abs=0.6)
+    s = (steps / 19)[:, None, None]
+    noise = ((x - (1 - s) * policy.normalizer("action", batch["action"])) / s)[steps > 1]
+    assert noise.mean().item() == pytest.approx(0, abs=0.05)
+    assert noise.std().item() == pytest.approx(1, abs=0.05)
 
 
 def test_a_padded_action_teaches_nothing_when_masked() -> None:
@@ -133,8 +164,20 @@ def test_random_crop_is_for_training_only() -> None:
         assert torch.equal(calls[0][2], calls[1][2]) == same
 
 
-def test_training_on_one_batch_lowers_the_loss() -> None:
-    policy, batch = small_policy(small_config(environment=4)), small_batch(small_config(environment=4))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"prediction_type": "sample"},
+        {"prediction_type": "v_prediction"},
+        {"prediction_type": "v_prediction", "noise_scheduler_type": "FlowMatchEuler"},
+        {"denoiser": "transformer", "transformer_dim": 32, "transformer_layers": 2},
+    ],
+    ids=["noise", "sample", "velocity", "flow", "transformer"],
+)
+def test_training_on_one_batch_lowers_the_loss(changes: dict[str, Any]) -> None:
+    config = small_config(environment=4, **changes)
+    policy, batch = small_policy(config), small_batch(config)
     optimizer = torch.optim.AdamW(policy.parameters(), 1e-2)
     losses = []
     for _ in range(60):
@@ -168,8 +211,10 @@ def test_gradient_checkpointing_gives_the_same_loss_and_gradients() -> None:
         small_config(cameras=2, environment=4),
         small_config(n_obs_steps=1, n_action_steps=8),
         small_config(n_obs_steps=3, n_action_steps=6),
+        small_config(prediction_type="v_prediction"),
+        small_config(prediction_type="v_prediction", noise_scheduler_type="FlowMatchEuler", num_inference_steps=5),
     ],
-    ids=["state", "environment", "image", "everything", "one step", "three steps"],
+    ids=["state", "environment", "image", "everything", "one step", "three steps", "velocity", "flow"],
 )
 def test_chunk_is_the_part_of_the_prediction_from_now_on(config: DiffusionConfig) -> None:
     policy = small_policy(config).eval()
@@ -325,6 +370,14 @@ def test_with_sampler_shares_the_weights() -> None:
     assert not other.training
 
 
+def test_a_flow_acts_from_noise_in_equal_steps() -> None:
+    policy = small_policy(FLOW).eval().with_sampler(num_inference_steps=4)
+    calls = watch_network(policy)
+    policy.predict_action_chunk(observation(small_batch(FLOW)), torch.randn(3, 8, 3, generator=seeded()))
+    assert policy.noise_draws() == 1
+    assert [step.tolist() for _, step, _ in calls] == [[told] * 3 for told in (19, 14.25, 9.5, 4.75)]
+
+
 def test_with_sampler_has_a_queue_of_its_own() -> None:
     policy = small_policy(STATE).eval()
     policy.select_action({"observation.state": torch.zeros(1, 2)})
@@ -340,6 +393,10 @@ def test_with_sampler_refuses_the_impossible() -> None:
     policy = small_policy(STATE)
     with pytest.raises(ConfigError, match=r"noise_scheduler_type: .* got 'DDIN'; did you mean DDIM"):
         policy.with_sampler("DDIN")
+    with pytest.raises(ConfigError, match="noise_scheduler_type: expected DDPM or DDIM, got FlowMatchEuler; rectified"):
+        policy.with_sampler("FlowMatchEuler")
+    with pytest.raises(ConfigError, match="noise_scheduler_type: expected FlowMatchEuler, got DDIM; rectified flow"):
+        small_policy(FLOW).with_sampler("DDIM")
     with pytest.raises(ConfigError, match="num_inference_steps: expected 1 to num_train_timesteps = 20, got 21; "):
         policy.with_sampler(num_inference_steps=21)
     with pytest.raises(ConfigError, match="n_action_steps: expected 1 to 7 = "):

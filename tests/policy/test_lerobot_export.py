@@ -16,7 +16,7 @@ from visuomotor.errors import CheckpointError
 from visuomotor.policy import checkpoint
 from visuomotor.policy.checkpoint import load_policy, read_config
 from visuomotor.policy.diffusion import DiffusionPolicy
-from visuomotor.policy.lerobot import SHARED
+from visuomotor.policy.lerobot import OURS_ALONE, SHARED
 from visuomotor.policy.lerobot_export import FILES, STATE_AFTER, STATE_BEFORE, save_lerobot
 
 from .lerobot_folders import (
@@ -127,7 +127,7 @@ def test_every_field_of_ours_is_written_or_refused(tmp_path: Path) -> None:
     save_lerobot(small(), tmp_path / "policy")
     written = content(tmp_path / "policy" / CONFIG)
     fields = {spec.name for spec in dataclasses.fields(DiffusionConfig)}
-    assert fields - written.keys() == {"backbone_width", "backbone_stages"}
+    assert fields - written.keys() == set(OURS_ALONE)
     assert read_config(tmp_path / "policy") == dataclasses.replace(small().config, backbone_width=64, backbone_stages=4)
 
 
@@ -228,6 +228,18 @@ def test_lerobots_arithmetic_gives_our_actions(tmp_path: Path, mode: Any, consta
         (
             {},
             "input_features, for LeRobot: expected a camera or observation.environment_state among them, got ['observa",
+        ),
+        (
+            {"environment": 4, "prediction_type": "v_prediction"},
+            "prediction_type, for LeRobot: expected one of ['epsilon', 'sample'], got v_prediction; LeRobot has",
+        ),
+        (
+            {"environment": 4, "prediction_type": "sample", "noise_scheduler_type": "FlowMatchEuler"},
+            "noise_scheduler_type, for LeRobot: expected one of ['DDPM', 'DDIM'], got FlowMatchEuler; LeRobot has no",
+        ),
+        (
+            {"environment": 4, "denoiser": "transformer"},
+            "denoiser, for LeRobot: expected unet, got transformer; LeRobot has no such policy: keep it in",
         ),
         (
             {

@@ -1,5 +1,6 @@
 """Whole trajectories equal to diffusers', with a small fixed network in place of the U-Net."""
 
+import dataclasses
 from typing import Any, Literal
 
 import pytest
@@ -7,18 +8,19 @@ import torch
 from diffusers.schedulers import scheduling_ddpm
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from visuomotor.config import DiffusionConfig
 from visuomotor.policy.samplers import SAMPLERS, draws
-from visuomotor.policy.schedule import NoiseSchedule
+from visuomotor.policy.schedule import noise_schedule
 
 from .lerobot_case import TOLERANCE, largest_error
 
 SHAPE = (2, 8, 3)  # B, Tp, Da
 
 
-def network(x: Tensor, step: int) -> Tensor:
+def network(x: Tensor, step: float) -> Tensor:
     """Bounded, not linear, and different at each step."""
     mixed = x.flip(-1) * 0.7 + x.roll(1, dims=1) * 0.5
     return torch.tanh(mixed + 0.3 * torch.sin(torch.arange(3.0) + step / 7)) + 0.2 * x.clamp(-2, 2)
@@ -27,11 +29,11 @@ def network(x: Tensor, step: int) -> Tensor:
 def trajectory_of_ours(config: DiffusionConfig, steps: int, noise: Tensor) -> Tensor:
     entered: list[Tensor] = []
 
-    def predict(x: Tensor, step: int) -> Tensor:
+    def predict(x: Tensor, step: float) -> Tensor:
         entered.append(x.clone())
         return network(x, step)
 
-    final = SAMPLERS[config.noise_scheduler_type](predict, NoiseSchedule(config), noise, steps)
+    final = SAMPLERS[config.noise_scheduler_type](predict, noise_schedule(config), noise, steps)
     return torch.stack([*entered[1:], final])
 
 
@@ -54,13 +56,13 @@ def trajectory_of_diffusers(
 
 @pytest.mark.parametrize("steps", [1, 7, 10, 33, 100])
 @pytest.mark.parametrize("clip", [{"clip_sample": True}, {"clip_sample_range": 0.3}, {"clip_sample": False}])
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("schedule", ["squaredcos_cap_v2", "linear"])
 @pytest.mark.parametrize("sampler", ["DDPM", "DDIM"])
 def test_whole_trajectory(
     sampler: Literal["DDPM", "DDIM"],
     schedule: Literal["squaredcos_cap_v2", "linear"],
-    prediction_type: Literal["epsilon", "sample"],
+    prediction_type: Literal["epsilon", "sample", "v_prediction"],
     clip: dict[str, Any],
     steps: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -79,14 +81,88 @@ def test_draws() -> None:
     """Where to start, and one draw for every DDPM step but the last."""
     assert [draws("DDPM", steps) for steps in (1, 10, 100)] == [1, 10, 100]
     assert [draws("DDIM", steps) for steps in (1, 10, 100)] == [1, 1, 1]
+    assert [draws("FlowMatchEuler", steps) for steps in (1, 10, 100)] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("sampler", ["DDPM", "DDIM"])
-def test_a_perfect_network_finds_the_actions(sampler: Literal["DDPM", "DDIM"]) -> None:
-    """Told the clean actions at every step, both samplers end on them exactly, whatever the noise."""
+@pytest.mark.parametrize("sampler", ["DDPM", "DDIM", "FlowMatchEuler"])
+def test_a_perfect_network_finds_the_actions(sampler: Literal["DDPM", "DDIM", "FlowMatchEuler"]) -> None:
+    """Told the clean actions at every step, every sampler ends on them exactly, whatever the noise."""
     config = DiffusionConfig(noise_scheduler_type=sampler, prediction_type="sample")
     generator = torch.Generator().manual_seed(0)
     actions = torch.rand(SHAPE, generator=generator) * 2 - 1
     noise = torch.randn(draws(sampler, 10), *SHAPE, generator=generator)
-    final = SAMPLERS[sampler](lambda _x, _step: actions, NoiseSchedule(config), noise, 10)
+    final = SAMPLERS[sampler](lambda _x, _step: actions, noise_schedule(config), noise, 10)
     assert torch.allclose(final, actions, atol=1e-6, rtol=0)
+
+
+# Rectified flow
+
+FLOW = DiffusionConfig(noise_scheduler_type="FlowMatchEuler", prediction_type="v_prediction", clip_sample=False)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 10, 33, 100])
+def test_whole_flow(steps: int) -> None:
+    """diffusers' scheduler, told the same equal steps: its own begin at 1 and end at 1/100, not at 0."""
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=100, shift=1.0)
+    scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])
+    noise = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(steps))
+    x, expected = noise[0], []
+    for time, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+        x = scheduler.step(network(x, sigma.item() * 99), time, x, return_dict=False)[0]
+        expected.append(x)
+    assert largest_error(trajectory_of_ours(FLOW, steps, noise), torch.stack(expected)) <= TOLERANCE
+
+
+def test_flow_to_a_point_is_exact_in_any_number_of_steps() -> None:
+    """Where all demonstrations do the same, the field is (x - actions) / s, and its curves are straight lines."""
+    actions = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    noise = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(1))
+    for steps in (1, 2, 3, 16):
+        final = SAMPLERS["FlowMatchEuler"](
+            lambda x, step: (x - actions) / (step / 99), noise_schedule(FLOW), noise, steps
+        )
+        assert torch.allclose(final, actions, atol=1e-5, rtol=0)
+
+
+def test_flow_to_a_gaussian_converges_to_its_closed_form() -> None:
+    """N(m, d^2) at 0, N(0, 1) at 1: the field is linear, and takes noise z to m + d z. Euler's error halves."""
+    m, d = 0.4, 0.25
+    noise = torch.randn(1, 1, 64, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def field(x: Tensor, step: float) -> Tensor:
+        s = step / 99
+        slope = (s - (1 - s) * d**2) / ((1 - s) ** 2 * d**2 + s**2)  # E[noise - clean | x_s = x]
+        return slope * (x - (1 - s) * m) - m
+
+    errors = []
+    for steps in (50, 100, 200):
+        final = SAMPLERS["FlowMatchEuler"](field, noise_schedule(FLOW), noise, steps)
+        errors.append((final - (m + d * noise[0])).abs().max().item())
+    assert errors[2] < 0.02
+    assert errors[0] / errors[1] == pytest.approx(2, abs=0.2)
+    assert errors[1] / errors[2] == pytest.approx(2, abs=0.2)
+
+
+def test_flow_on_a_linear_field_by_hand() -> None:
+    """dx/ds = 2 x - s in four steps of -1/4 from s = 1."""
+    x = 3.0
+    for s in (1, 0.75, 0.5, 0.25):
+        x -= 0.25 * (2 * x - s)
+    noise = torch.full((1, *SHAPE), 3.0)
+    final = SAMPLERS["FlowMatchEuler"](lambda x, step: 2 * x - step / 99, noise_schedule(FLOW), noise, 4)
+    assert torch.allclose(final, torch.full(SHAPE, x), atol=1e-6, rtol=0)
+
+
+def test_clipping_a_flow() -> None:
+    """The estimate of the clean actions is clipped at every step, and the noise that goes with it is kept."""
+    config = dataclasses.replace(FLOW, clip_sample=True, clip_sample_range=0.5)
+    noise = torch.full((1, *SHAPE), 2.0)
+    seen: list[float] = []
+
+    def predict(x: Tensor, step: float) -> Tensor:
+        seen.append(x[0, 0, 0].item())
+        return torch.ones(SHAPE)  # clean actions at 2 - s: 1 at first, 1.25 then, both clipped to 0.5
+
+    final = SAMPLERS["FlowMatchEuler"](predict, noise_schedule(config), noise, 2)
+    assert seen == [2, 0.5 * 0.5 + 0.5 * 2]
+    assert torch.equal(final, torch.full(SHAPE, 0.5))

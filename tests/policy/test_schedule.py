@@ -8,10 +8,12 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from visuomotor.config import DiffusionConfig
-from visuomotor.policy.schedule import NoiseSchedule
+from visuomotor.policy.schedule import NoiseSchedule, RectifiedFlow, noise_schedule
 
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
 SCHEDULES: list[dict[str, Any]] = [
     {"beta_schedule": "squaredcos_cap_v2"},
     {"beta_schedule": "linear"},
@@ -61,15 +63,26 @@ def test_ten_of_a_hundred() -> None:
     assert NoiseSchedule(DiffusionConfig()).timesteps(10) == [90, 80, 70, 60, 50, 40, 30, 20, 10, 0]
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
-def test_split_undoes_the_noise(prediction_type: Literal["epsilon", "sample"]) -> None:
+@pytest.mark.parametrize("settings", SCHEDULES)
+def test_velocity(settings: dict[str, Any]) -> None:
+    ours = NoiseSchedule(DiffusionConfig(prediction_type="v_prediction", **settings))
+    theirs = DDPMScheduler(num_train_timesteps=100, **settings)
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 100, 4, 3, generator=generator)
+    found = ours.target(clean, noise, torch.arange(100))
+    expected = theirs.get_velocity(clean, noise, torch.IntTensor(range(100)))
+    assert (found - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_split_undoes_the_noise(prediction_type: PredictionType) -> None:
     """A perfect prediction gives back the clean actions and the noise that x_t was made of."""
     schedule = NoiseSchedule(DiffusionConfig(prediction_type=prediction_type, clip_sample=False))
     generator = torch.Generator().manual_seed(0)
     clean, noise = torch.randn(2, 1, 4, 3, generator=generator, dtype=torch.float64)
     for step in (0, 1, 50, 98):
         x = schedule.add_noise(clean, noise, torch.tensor([step]))
-        found = schedule.split(noise if prediction_type == "epsilon" else clean, x, step)
+        found = schedule.split(schedule.target(clean, noise, torch.tensor([step])), x, step)
         assert torch.allclose(found[0], clean, atol=1e-4, rtol=0)  # a_t is float32
         assert torch.allclose(found[1], noise, atol=1e-4, rtol=0)
 
@@ -88,3 +101,79 @@ def test_before_the_first_step_all_is_signal() -> None:
     schedule = NoiseSchedule(DiffusionConfig())
     assert schedule.alpha(-1) == schedule.alpha(-10) == 1.0
     assert schedule.alpha(0) == float(schedule.alphas_cumprod[0]) < 1
+
+
+# Rectified flow
+
+
+def flow(**changes: Any) -> RectifiedFlow:
+    settings = {"noise_scheduler_type": "FlowMatchEuler", "prediction_type": "v_prediction"} | changes
+    schedule = noise_schedule(DiffusionConfig(**settings))
+    assert isinstance(schedule, RectifiedFlow)
+    return schedule
+
+
+def test_the_sampler_decides_the_schedule() -> None:
+    assert isinstance(noise_schedule(DiffusionConfig(noise_scheduler_type="DDPM")), NoiseSchedule)
+    assert isinstance(noise_schedule(DiffusionConfig(noise_scheduler_type="DDIM")), NoiseSchedule)
+    assert isinstance(flow(), RectifiedFlow)
+
+
+def test_flow_is_a_straight_line() -> None:
+    """From the actions at 0 to the noise at num_train_timesteps - 1, at one velocity."""
+    schedule = flow()
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 4, 8, 3, generator=generator, dtype=torch.float64)
+    step = torch.tensor([0.0, 24.75, 49.5, 99.0], dtype=torch.float64)
+    x = schedule.add_noise(clean, noise, step)
+    for i, s in enumerate((0, 0.25, 0.5, 1)):
+        assert torch.allclose(x[i], (1 - s) * clean[i] + s * noise[i], atol=1e-12, rtol=0)
+    later = schedule.add_noise(clean, noise, step + 0.99)
+    assert torch.allclose((later - x) / 0.01, schedule.target(clean, noise, step), atol=1e-9, rtol=0)
+
+
+def test_flow_by_diffusers() -> None:
+    """`scale_noise` at diffusers' own discrete times, sigma = 1/100 to 1."""
+    theirs = FlowMatchEulerDiscreteScheduler(num_train_timesteps=100, shift=1.0)
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 100, 8, 3, generator=generator)
+    expected = theirs.scale_noise(clean, theirs.timesteps, noise)
+    found = flow().add_noise(clean, noise, theirs.sigmas * 99)
+    assert (found - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_split_undoes_the_flow(prediction_type: PredictionType) -> None:
+    schedule = flow(prediction_type=prediction_type, clip_sample=False)
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 1, 4, 3, generator=generator, dtype=torch.float64)
+    for step in (0.5, 33.3, 99.0):
+        steps = torch.tensor([step], dtype=torch.float64)
+        x = schedule.add_noise(clean, noise, steps)
+        found = schedule.split(schedule.target(clean, noise, steps), x, step)
+        assert torch.allclose(found[0], clean, atol=1e-12, rtol=0)
+        assert torch.allclose(found[1], noise, atol=1e-12, rtol=0)
+
+
+def test_only_the_clean_actions_of_a_flow_are_clipped() -> None:
+    x, velocity = torch.tensor([[[1.0, -1.0]]]), torch.tensor([[[0.5, 2.0]]])
+    clean, noise = flow(clip_sample_range=0.6).split(velocity, x, 49.5)  # s = 0.5: unclipped 0.75 and -2
+    assert torch.equal(clean, torch.tensor([[[0.6, -0.6]]]))
+    assert torch.equal(noise, torch.tensor([[[1.25, 0.0]]]))
+
+
+def test_times_of_a_flow() -> None:
+    """The network is told s * (num_train_timesteps - 1), not rounded; training draws it uniformly."""
+    assert flow().timesteps(4) == [99, 74.25, 49.5, 24.75]
+    assert flow(num_train_timesteps=1000).timesteps(1) == [999]
+    drawn = flow().draw_steps(10_000, torch.Generator().manual_seed(0))
+    assert drawn.is_floating_point() and drawn.min() >= 0 and drawn.max() < 99
+    counts = torch.histc(drawn, bins=10, min=0, max=99)
+    assert counts.min() > 880 and counts.max() < 1120  # 1,000 expected, deviation 30
+
+
+def test_steps_of_diffusion_are_drawn_as_ever() -> None:
+    """Runs made before flows were known go on bit for bit."""
+    seeded = [torch.Generator().manual_seed(0) for _ in range(2)]
+    found = noise_schedule(DiffusionConfig()).draw_steps(64, seeded[0])
+    assert torch.equal(found, torch.randint(100, (64,), generator=seeded[1]))

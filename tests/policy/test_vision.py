@@ -13,7 +13,14 @@ from torch.nn import functional as F
 
 from visuomotor.config import DiffusionConfig, Feature
 from visuomotor.errors import CheckpointError, ConfigError
-from visuomotor.policy.vision import RgbEncoder, SpatialSoftmax, load_pretrained, resize_and_crop, resnet_trunk
+from visuomotor.policy.vision import (
+    RgbEncoder,
+    SpatialSoftmax,
+    draw_offsets,
+    load_pretrained,
+    resize_and_crop,
+    resnet_trunk,
+)
 
 from .small import small_batch, small_config, small_policy
 
@@ -48,7 +55,7 @@ def numbered(size: int, steps: int, height: int, width: int) -> Tensor:
 )
 def test_centre_crop(height: int, width: int, crop: tuple[int, int], top: int, left: int) -> None:
     images = numbered(2, 2, height, width)
-    found = resize_and_crop(images, crop_config(crop_shape=crop), None)
+    found = resize_and_crop(images, crop_config(crop_shape=crop))
     assert found.dtype == torch.uint8
     assert found.shape == (2, 2, 3, *crop)
     assert torch.equal(found, images[..., top : top + crop[0], left : left + crop[1]])
@@ -61,7 +68,7 @@ def test_random_crop() -> None:
     generator = torch.Generator().manual_seed(0)
     offsets, samples = set(), []
     for _ in range(5):
-        found = resize_and_crop(images, config, generator)
+        found = resize_and_crop(images, config, draw_offsets((8, 9), 40, config, generator))
         assert found.dtype == torch.uint8
         assert found.shape == (40, 2, 3, 6, 5)
         for i, sample in enumerate(found):
@@ -76,17 +83,18 @@ def test_random_crop() -> None:
 
 
 def test_random_crop_follows_its_generator() -> None:
-    images = numbered(8, 1, 20, 20)
-    runs = [
-        resize_and_crop(images, crop_config(crop_shape=(5, 5)), torch.Generator().manual_seed(s)) for s in (1, 1, 2)
-    ]
+    config = crop_config(crop_shape=(5, 5))
+    runs = [draw_offsets((20, 20), 8, config, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert runs[0].shape == (8, 2)
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
 
 def test_no_crop() -> None:
     images = numbered(2, 1, 8, 8)
-    assert resize_and_crop(images, crop_config(crop_shape=None), torch.Generator()) is images
+    config = crop_config(crop_shape=None)
+    assert draw_offsets((8, 8), 2, config, torch.Generator()) is None
+    assert resize_and_crop(images, config) is images
 
 
 def triangle_resize(rows: np.ndarray, size: int) -> np.ndarray:
@@ -104,23 +112,29 @@ def triangle_resize(rows: np.ndarray, size: int) -> np.ndarray:
 def test_resize(shape: tuple[int, int]) -> None:
     images = torch.randint(256, (2, 2, 3, 16, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     config = crop_config(resize_shape=shape)
-    found = resize_and_crop(images, config, None)
+    found = resize_and_crop(images, config)
     rows = np.moveaxis(images.numpy() / 255.0, -2, 0)
     columns = np.moveaxis(triangle_resize(rows, shape[0]), -1, 0)  # (W, h, B, N, C)
     expected = np.transpose(triangle_resize(columns, shape[1]), (2, 3, 4, 1, 0))
     assert found.shape == (2, 2, 3, *shape)
+    if shape == (16, 20):  # nothing to resize: bytes stay bytes, which the normaliser takes as [0, 1]
+        assert found.dtype == torch.uint8
+        found = found / 255
     assert np.abs(found.numpy() - expected).max() < 1e-5
-    assert torch.allclose(resize_and_crop(images / 255, config, None), found)
+    assert torch.allclose(resize_and_crop(images / 255, config), found)
 
 
 def test_crop_ratio_cuts_what_was_resized() -> None:
     config = crop_config(resize_shape=(10, 20), crop_ratio=0.75, crop_shape=(84, 84))
     images = torch.rand(2, 1, 3, 16, 20, generator=torch.Generator().manual_seed(0))
-    whole = resize_and_crop(images, crop_config(resize_shape=(10, 20)), None)
-    found = resize_and_crop(images, config, None)
+    whole = resize_and_crop(images, crop_config(resize_shape=(10, 20)))
+    found = resize_and_crop(images, config)
     assert torch.equal(found, whole[..., 2:9, 2:17])  # int(7.5) = 7 of 10 rows, 15 of 20 columns
-    random = resize_and_crop(images, config, torch.Generator().manual_seed(0))
-    assert random.shape == found.shape
+    offsets = draw_offsets((16, 20), 2, config, torch.Generator().manual_seed(0))
+    for sample, part, (top, left) in zip(
+        whole, resize_and_crop(images, config, offsets), offsets.tolist(), strict=True
+    ):
+        assert torch.equal(part, sample[..., top : top + 7, left : left + 15])
 
 
 # ResNet
@@ -278,7 +292,7 @@ def test_encoder_knows_the_size_of_its_maps(changes: dict[str, Any]) -> None:
     features = {"observation.image": Feature("VISUAL", (3, 97, 90))}
     config = dataclasses.replace(small_config(), input_features=features, **changes)
     encoder = RgbEncoder(config)
-    images = resize_and_crop(torch.rand(2, 1, 3, 97, 90), config, None).flatten(0, 1)
+    images = resize_and_crop(torch.rand(2, 1, 3, 97, 90), config).flatten(0, 1)
     maps = encoder.backbone(images)
     assert maps.shape[-2] * maps.shape[-1] == len(encoder.pool.pos_grid)
     found = encoder(images)
@@ -293,7 +307,7 @@ def test_encoder_knows_the_size_of_its_maps(changes: dict[str, Any]) -> None:
 def prepared(config: DiffusionConfig) -> dict[str, Tensor]:
     batch = small_batch(config)
     return {
-        name: resize_and_crop(batch[name], config, None) / 255 if f.type == "VISUAL" else batch[name]
+        name: resize_and_crop(batch[name], config) / 255 if f.type == "VISUAL" else batch[name]
         for name, f in config.input_features.items()
     }
 

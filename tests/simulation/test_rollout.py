@@ -180,3 +180,28 @@ def test_progress_is_told_without_a_terminal(capsys, monkeypatch):
     assert capsys.readouterr().err == "rolling out, 100%: 0 solved of 2 finished, 2 in all\n"
     rollout(ScriptedPolicy(), SEEDS[:2], max_steps=8)
     assert capsys.readouterr().err == ""
+
+
+def test_an_episode_may_go_on_after_its_success(monkeypatch):
+    monkeypatch.setattr(module, "SUCCESS_COVERAGE", 0.2)
+    seeds = SEEDS[:16]
+    short = rollout(ScriptedPolicy(), seeds, max_steps=24)
+    long = rollout(ScriptedPolicy(), seeds, max_steps=24, steps_after=11)
+    solved = [one.seed for one in short if one.success]
+    assert 0 < len(solved) < len(seeds)
+    for one, other in zip(short, long, strict=True):
+        assert one.success == other.success
+        assert other.steps == one.steps + (11 if one.success else 0)
+        np.testing.assert_array_equal(other.states[: one.steps + 1], one.states)
+        np.testing.assert_array_equal(other.actions[: one.steps], one.actions)
+        if one.success:
+            assert one.solved_in == other.solved_in == one.steps
+
+
+def test_another_attempt_has_the_same_state_and_other_noise():
+    first, second = (rollout(ScriptedPolicy(), SEEDS[:3], max_steps=8, attempt=attempt) for attempt in (0, 1))
+    for one, other in zip(first, second, strict=True):
+        assert (one.seed, one.attempt, other.attempt) == (other.seed, 0, 1)
+        np.testing.assert_array_equal(one.states[0], other.states[0])
+        assert not np.array_equal(one.actions, other.actions)
+    assert_same(first, rollout(ScriptedPolicy(), SEEDS[:3], max_steps=8))

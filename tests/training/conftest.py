@@ -9,13 +9,13 @@ from visuomotor.config import Recipe
 from visuomotor.presets import preset
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def demonstrations() -> Path:
     """Two episodes of Push-T's key points, as LeRobot wrote them."""
     return Path(__file__).parents[1] / "data" / "reference" / "keypoints"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe() -> Recipe:
     """Four steps of a tiny policy, with every source of randomness in use."""
     recipe = preset("debug")

@@ -1,42 +1,23 @@
 import json
-import math
-import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers.optimization import get_cosine_schedule_with_warmup
 
-from visuomotor.config import Recipe, TrainingConfig
+from visuomotor.config import Recipe
 from visuomotor.data.dataset import load_dataset
 from visuomotor.data.pusht_geometry import mirror
-from visuomotor.errors import CheckpointError, ConfigError, DatasetError, VisuomotorError
+from visuomotor.errors import ConfigError, DatasetError
 from visuomotor.policy.checkpoint import load_policy
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.presets import preset
 from visuomotor.training import loop
-from visuomotor.training.loop import learning_rate, train
+from visuomotor.training.loop import train
 
-TIMED = ("samples_per_second", "seconds")
-
-
-def contents(checkpoint: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(checkpoint)): p.read_bytes() for p in sorted(checkpoint.rglob("*")) if p.is_file()}
-
-
-def lines(run: Path) -> list[dict[str, float]]:
-    written = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMED} for line in written]
-
-
-def change(recipe: Recipe, **fields: object) -> Recipe:
-    return replace(recipe, training=replace(recipe.training, **fields))
+from .runs import change, contents, lines, names, start, wait_for_line
 
 
 def test_two_steps_save_and_resume_equal_four_straight(
@@ -77,6 +58,7 @@ def test_training_changes_the_weights_and_lowers_the_loss(recipe: Recipe, demons
 def test_a_checkpoint_holds_what_the_design_names(recipe: Recipe, demonstrations: Path, tmp_path: Path) -> None:
     checkpoint = train(recipe, demonstrations, tmp_path / "run")
     assert sorted(contents(checkpoint)) == [
+        "hashes.json",
         "policy/config.json",
         "policy/model.safetensors",
         "policy/statistics.json",
@@ -94,48 +76,24 @@ def test_a_checkpoint_holds_what_the_design_names(recipe: Recipe, demonstrations
 
 def test_only_the_newest_checkpoints_stay(recipe: Recipe, demonstrations: Path, tmp_path: Path) -> None:
     train(change(recipe, save_every=1, keep_checkpoints=2), demonstrations, tmp_path / "run")
-    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_000003", "step_000004"]
+    assert names(tmp_path / "run") == ["step_000003", "step_000004"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_before_leaving(demonstrations: Path, tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "visuomotor",
-        "train",
-        "debug",
-        "--data",
-        str(demonstrations),
-        "--output",
-        str(run),
-    ]
-    flags = ["--steps", "100000", "--save-every", "100000", "--log-every", "1", "--threads", "1"]
-    process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, env=os.environ)
-    deadline = time.monotonic() + 60
-    while not ((run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) > 3):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+    flags = ["--save-every", "100000", "--log-every", "3"]
+    process = start(run, demonstrations, *flags, "--steps", "100000")
+    wait_for_line(run, process, 6)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "go on with --resume" in said and "Traceback" not in said
     (checkpoint,) = (run / "checkpoints").iterdir()
     step = int(checkpoint.name.removeprefix("step_"))
-    assert lines(run)[-1]["step"] == step
-    subprocess.run([*command, "--resume", "--steps", str(step + 2)], check=True, capture_output=True, timeout=60)
-    assert [line["step"] for line in lines(run)] == list(range(1, step + 3))
-
-
-def test_the_learning_rate_is_the_one_of_diffusers() -> None:
-    config = TrainingConfig(steps=37, scheduler_warmup_steps=5, optimizer_lr=0.3)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
-    reference = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=5, num_training_steps=37)
-    for step in range(37):
-        assert math.isclose(learning_rate(step, config), reference.get_last_lr()[0], abs_tol=1e-12)
-        optimizer.step()
-        reference.step()
+    steps = ["--steps", str(step + 4), "--scheduler-warmup-steps", "1"]
+    assert start(run, demonstrations, *flags, *steps, "--resume").wait(timeout=60) == 0
+    assert [line["step"] for line in lines(run)] == [*range(3, step + 4, 3), *([step + 4] if (step + 4) % 3 else [])]
 
 
 def test_a_run_is_not_overwritten(recipe: Recipe, demonstrations: Path, tmp_path: Path) -> None:
@@ -144,48 +102,6 @@ def test_a_run_is_not_overwritten(recipe: Recipe, demonstrations: Path, tmp_path
     with pytest.raises(ConfigError, match="pass --resume to go on with it, or choose another --output"):
         train(recipe, demonstrations, tmp_path / "run")
     assert contents(tmp_path / "run") == before
-
-
-def test_resume_names_what_changed(recipe: Recipe, demonstrations: Path, tmp_path: Path) -> None:
-    train(recipe, demonstrations, tmp_path / "run")
-    other = replace(change(recipe, batch_size=5), policy=replace(recipe.policy, n_action_steps=3))
-    with pytest.raises(
-        ConfigError, match=r"expected n_action_steps 8, batch_size 4, got n_action_steps 3, batch_size 5"
-    ):
-        train(other, demonstrations, tmp_path / "run", resume=True)
-
-
-def test_a_longer_run_says_that_the_cosine_moves(
-    recipe: Recipe, demonstrations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train(recipe, demonstrations, tmp_path / "run")
-    train(change(recipe, steps=6), demonstrations, tmp_path / "run", resume=True)
-    assert "cosine now ends at step 6" in capsys.readouterr().err
-    assert lines(tmp_path / "run")[-1]["step"] == 6
-
-
-def test_a_damaged_state_is_one_error(recipe: Recipe, demonstrations: Path, tmp_path: Path) -> None:
-    checkpoint = train(recipe, demonstrations, tmp_path / "run")
-    state = checkpoint / "training" / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"state\.safetensors: expected safetensors"):
-        train(change(recipe, steps=6), demonstrations, tmp_path / "run", resume=True)
-
-
-def test_a_loss_that_is_not_finite_stops_and_saves_nothing(
-    recipe: Recipe, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = DiffusionPolicy.compute_loss
-    calls = []
-
-    def explode_in_the_third(self: DiffusionPolicy, *arguments: object) -> torch.Tensor:
-        calls.append(1)
-        return real(self, *arguments) * (math.inf if len(calls) == 3 else 1)
-
-    monkeypatch.setattr(DiffusionPolicy, "compute_loss", explode_in_the_third)
-    with pytest.raises(VisuomotorError, match=r"loss: expected finite numbers in steps 3 to 3, got nan or inf"):
-        train(recipe, demonstrations, tmp_path / "run")
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_000002"]
 
 
 def test_data_without_what_the_recipe_observes(demonstrations: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ BLOCK = 256  # frames drawn at a time
 
 
 def read(file: Path = FILE, episodes: Sequence[int] | None = None) -> Demonstrations:
-    """Reads what `visuomotor.simulation.demonstrations.record` writes; nothing is drawn.
+    """Reads what `visuomotor record` and `visuomotor improve` write; nothing is drawn.
 
     Args:
         file: An npz file of `agent` (N, 2), `block` (N, 3), `action` (N, 2) and `episode_ends` (E,).
@@ -46,10 +46,15 @@ def _find_camera(states: np.ndarray, kept: np.ndarray) -> Camera:
     starts = range(0, len(wanted), BLOCK)
     segments = [partial(_draw, wanted[start : start + BLOCK], start) for start in starts]
     # One thread: drawing holds Python's lock.
-    return Camera((len(wanted), SIZE, SIZE, 3), fingerprint(NAME, SIZE, wanted), segments, threads=1)
+    shape, pick = (len(wanted), SIZE, SIZE, 3), partial(_pick, wanted)
+    return Camera(shape, fingerprint(NAME, SIZE, wanted), segments, threads=1, pick=pick)
 
 
 def _draw(states: np.ndarray, row: int) -> Iterator[tuple[int, np.ndarray]]:
+    yield row, _pick(states, slice(None))
+
+
+def _pick(states: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
     from visuomotor.simulation.pusht import render_states  # pygame, which key points do without
 
-    yield row, render_states(states, size=SIZE)
+    return render_states(states[rows], size=SIZE)

@@ -11,32 +11,40 @@ import torch
 from visuomotor.config import Feature
 from visuomotor.data import bundled, hub, lerobot, replay_buffer, robomimic
 from visuomotor.data.demonstrations import Demonstrations
-from visuomotor.data.frames import open_frames
+from visuomotor.data.frames import Frames, open_frames
+from visuomotor.data.joined import read_joined
 from visuomotor.data.lazy import Lazy
 from visuomotor.data.statistics import describe
 from visuomotor.data.windows import steps_from_timestamps, window_rows
 from visuomotor.errors import DatasetError, mismatch
 
+Source = str | Path | Sequence[str | Path]
+"""One source of demonstrations, or several that are joined."""
+
 
 def load_dataset(
-    source: str | Path,
+    source: Source,
     delta_timestamps: dict[str, list[float]] | None = None,
     episodes: Sequence[int] | None = None,
     revision: str | None = None,
     recompute_statistics: bool = False,
+    resize: tuple[int, int] | None = None,
 ) -> "Dataset":
     """Demonstrations from any source.
 
     Args:
         source: A folder of LeRobot v3.0, v2.1 or v2.0, a name on the Hugging Face hub (`lerobot/pusht`), the original
-            Push-T replay buffer (`*.zarr` folder or `*.zarr.zip`), robomimic's `*.hdf5`, or `pusht-demonstrations`,
-            which comes with Visuomotor.
+            Push-T replay buffer (`*.zarr` folder or `*.zarr.zip`), robomimic's `*.hdf5`, the `*.npz` of `visuomotor
+            record`, or `pusht-demonstrations`, which comes with Visuomotor. Several are joined: episodes then go on
+            counting from source to source, and statistics are computed from all frames.
         delta_timestamps: For each feature, the offsets in seconds of the frames that an item holds; multiples of
             1 / fps. A feature that is not named gives the present frame alone.
         episodes: The episodes to load, in any order; None takes all. They keep the data set's order. Of a name on the
             hub only the files that they need are downloaded.
         revision: Of a name on the hub, a branch, tag or commit; None takes the newest format that it has.
         recompute_statistics: Leave the statistics that came with the data, and compute them from its frames.
+        resize: (H, W) that every camera's frames are resized to while they are decoded, a policy's `resize_shape`;
+            None keeps them as they were recorded.
 
     Raises:
         DatasetError: The source is missing, damaged, or not what was asked for.
@@ -44,15 +52,19 @@ def load_dataset(
     demonstrations = read(source, episodes, revision)
     if recompute_statistics:
         demonstrations = replace(demonstrations, statistics={})
-    return Dataset(demonstrations, delta_timestamps)
+    return Dataset(demonstrations, delta_timestamps, resize=resize)
 
 
-def read(source: str | Path, episodes: Sequence[int] | None = None, revision: str | None = None) -> Demonstrations:
-    """Chooses the reader that the source needs.
+def read(source: Source, episodes: Sequence[int] | None = None, revision: str | None = None) -> Demonstrations:
+    """Chooses the reader that the source needs; several sources are joined.
 
     Raises:
         DatasetError: The source is missing, damaged, or not what was asked for.
     """
+    if not isinstance(source, str | Path):
+        if revision is not None:
+            raise DatasetError(mismatch("revision", "one source with it", f"{len(source)}", "download them first"))
+        return read_joined(source, read, episodes)
     name, path = str(source), Path(source).expanduser()
     local = replay_buffer.is_replay_buffer(path) or path.exists() or name == bundled.NAME
     if not local and isinstance(source, str) and hub.is_name(source):
@@ -68,7 +80,9 @@ def read(source: str | Path, episodes: Sequence[int] | None = None, revision: st
         return lerobot.read(path, episodes)
     if name == bundled.NAME:
         return bundled.read(episodes=episodes)
-    formats = "a folder of LeRobot v3.0, v2.1 or v2.0, a .zarr or .zarr.zip, an .hdf5 of robomimic"
+    if path.suffix == ".npz":
+        return bundled.read(path, episodes)
+    formats = "a folder of LeRobot v3.0, v2.1 or v2.0, a .zarr or .zarr.zip, an .hdf5 of robomimic, recorded .npz"
     expected = f"{formats}, a name on the Hugging Face hub, or {bundled.NAME}"
     found = "another kind of file" if path.exists() else "no such folder"
     raise DatasetError(mismatch(name, expected, found, "pass the folder that holds meta/info.json"))
@@ -83,9 +97,10 @@ class Dataset:
     Attributes:
         source: The folder or file, for errors.
         fps: Frames per second.
-        features: Type and shape of every observation and of the action; images are (C, H, W).
+        features: Type and shape of every observation and of the action, as recorded; images are (C, H, W).
         arrays: Every low-dimensional column, (N, D) or (N,).
-        frames: Every camera's images, (N, H, W, C) uint8, decoded when first touched and kept in the cache folder.
+        frames: Every camera's images, (N, H, W, C) uint8, decoded when first touched and kept in the cache folder, or
+            at every access if it has no room for them.
         camera_keys: The cameras' names.
         episodes: (E,) the episodes' own numbers.
         episode_starts: (E,) their first rows.
@@ -99,6 +114,7 @@ class Dataset:
         demonstrations: Episodes.
         delta_timestamps: As for `load_dataset`.
         check: Refuse numbers that are not finite.
+        resize: As for `load_dataset`.
     """
 
     def __init__(
@@ -106,13 +122,16 @@ class Dataset:
         demonstrations: Demonstrations,
         delta_timestamps: dict[str, list[float]] | None = None,
         check: bool = True,
+        resize: tuple[int, int] | None = None,
     ):
         self.demonstrations = demonstrations
         self.source: str = demonstrations.source
         self.fps: float = demonstrations.fps
         self.arrays: dict[str, np.ndarray] = demonstrations.arrays
         cameras = demonstrations.cameras
-        self.frames: Lazy[np.ndarray] = Lazy(cameras, lambda name: open_frames(name, cameras[name]))
+        if resize is not None:
+            cameras = {name: camera.resized(resize) for name, camera in cameras.items()}
+        self.frames: Lazy[Frames] = Lazy(cameras, lambda name: open_frames(name, cameras[name], self.source))
         self.camera_keys: list[str] = list(cameras)
         self.episodes: np.ndarray = demonstrations.episodes
         self.episode_ends: np.ndarray = np.cumsum(demonstrations.lengths, dtype=np.int64)
@@ -186,8 +205,8 @@ class Dataset:
         starts, ends = self._first_row[rows], self._end_row[rows]
         for name, offsets in steps.items():
             wanted, is_pad = window_rows(rows, offsets, starts, ends)
-            values = np.asarray(self.frames[name]) if name in self.frames else self._tables[name]
-            gathered = torch.from_numpy(np.take(values, wanted, axis=0))
+            values = self.frames[name] if name in self.frames else self._tables[name]
+            gathered = torch.from_numpy(_take(values, wanted))
             batch[name] = gathered.movedim(-1, -3) if name in self.frames else gathered
             batch[f"{name}_is_pad"] = torch.from_numpy(is_pad)
         return batch
@@ -205,6 +224,11 @@ class Dataset:
                 place = f"{name}, episode {self.episodes[episode]}, frame {row - self.episode_starts[episode]}"
                 advice = "correct the recording, or leave the episode out with `episodes`"
                 raise DatasetError(mismatch(f"{self.source}: {place}", "finite numbers", array[row], advice))
+
+
+def _take(values: Frames, rows: np.ndarray) -> np.ndarray:
+    """`values[rows]`, which `np.take` does faster where it can."""
+    return np.take(np.asarray(values), rows, axis=0) if isinstance(values, np.ndarray) else values[rows]
 
 
 def _features(demonstrations: Demonstrations) -> dict[str, Feature]:

@@ -1,27 +1,30 @@
 """The frame store: a camera's frames, decoded once into one memory-mapped uint8 array in the user's cache folder."""
 
 import os
-import shutil
-import time
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from threading import Event
-from uuid import uuid4
 
 import numpy as np
 
+from visuomotor.data import cache
+from visuomotor.data.encoded import EncodedFrames, Pick
+from visuomotor.data.resizing import resize
 from visuomotor.errors import DatasetError, mismatch
-from visuomotor.files import cache_folder
 
 FORMAT_VERSION = 1  # part of every fingerprint: raise it when stored frames would come out differently
-STALE = 24 * 3600  # seconds after which a draft is that of a process that was killed
+LARGE = 10**9  # bytes of decoded frames that are announced
 
 Segment = Callable[[], Iterator[tuple[int, np.ndarray]]]
 """Decodes a stretch of a camera's frames: yields the first row and (n, H, W, C) uint8 frames from there on."""
+
+Frames = np.ndarray | EncodedFrames
+"""(N, H, W, C) uint8, to be indexed by a row, a slice or an array of rows."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,26 @@ class Camera:
     """Together they yield every row once."""
     threads: int | None = None
     """Segments decoded at a time; None takes every processor."""
+    pick: Pick | None = None
+    """Decodes some rows alone; None where that is no faster than decoding all."""
+
+    def resized(self, shape: tuple[int, int]) -> "Camera":
+        """The same camera with frames of (h, w); itself where they are."""
+        if self.shape[1:3] == shape:
+            return self
+        pick = self.pick
+        return replace(
+            self,
+            shape=(self.shape[0], *shape, self.shape[3]),
+            fingerprint=fingerprint(self.fingerprint, shape),
+            segments=[partial(_resized, segment, shape) for segment in self.segments],
+            pick=pick and (lambda rows: resize(pick(rows), shape)),
+        )
+
+
+def _resized(segment: Segment, shape: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
+    for row, block in segment():
+        yield row, resize(block, shape)
 
 
 def fingerprint(*parts: object) -> str:
@@ -53,42 +76,57 @@ def file_identity(path: Path, name: str) -> tuple[str, int, int]:
     return name, status.st_size, status.st_mtime_ns
 
 
-def open_frames(name: str, camera: Camera) -> np.ndarray:
+def open_frames(name: str, camera: Camera, source: str = "") -> Frames:
     """The camera's frames, read-only; decoded now if the cache does not hold them.
+
+    Frames that would take more than the cache's limit stay encoded, and are decoded whenever they are asked for.
+
+    Args:
+        name: The camera's name.
+        camera: Where its frames come from.
+        source: What they are of, for `visuomotor cache list`.
 
     Raises:
         DatasetError: The frames cannot be decoded, or the cache's disk is too small. Nothing is left behind.
     """
-    target = cache_folder() / "frames" / f"{camera.fingerprint}.npy"
-    if not target.exists():
-        _build(name, camera, target)
-    return np.load(target, mmap_mode="r", allow_pickle=False)
+    target = cache.folder() / f"{camera.fingerprint}.npy"
+    while (found := _mapped(target)) is None:  # again if another process deletes it at once
+        size = int(np.prod(camera.shape))
+        if not cache.make_room(size):
+            return _encoded(name, camera, size)
+        if size > LARGE:
+            told = f"{name}: decoding {cache.in_bytes(size)} of frames into {target.parent}"
+            print(f"{told}; VISUOMOTOR_CACHE names another folder, {cache.LIMIT} limits it in GB", file=sys.stderr)
+        with cache.add_store(target, name, source, camera.shape, size) as draft:
+            frames = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=camera.shape)
+            if sys.platform == "linux":  # a disk that is full later would end the process without a word
+                with draft.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, draft.stat().st_size)
+            _decode(name, camera, frames)
+            frames.flush()
+    return found
 
 
-def _build(name: str, camera: Camera, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target.parent)
-    size, free = int(np.prod(camera.shape)), shutil.disk_usage(target.parent).free
-    if size > free:
-        expected, found = f"{size / 1e9:.1f} GB free for its frames", f"{free / 1e9:.1f} GB in {target.parent}"
-        raise DatasetError(mismatch(name, expected, found, "let VISUOMOTOR_CACHE name a folder on a larger disk"))
-    draft = target.with_name(f".{target.stem}.{uuid4().hex[:8]}.tmp")
-    try:
-        frames = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=camera.shape)
-        _decode(name, camera, frames)
-        frames.flush()
-        # Of two processes that build at once the later one replaces equal content, which no reader notices.
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
+def _mapped(path: Path) -> np.ndarray | None:
+    file = cache.open_store(path)
+    if file is None:
+        return None
+    with file:
+        version = np.lib.format.read_magic(file)
+        assert version == (1, 0), version
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        return np.memmap(file, dtype, "r", file.tell(), shape)
 
 
-def _sweep(folder: Path) -> None:
-    """Deletes drafts of processes that were killed."""
-    for draft in folder.glob(".*.tmp"):
-        with suppress(FileNotFoundError):  # its process may move it just now
-            if time.time() - draft.stat().st_mtime > STALE:
-                draft.unlink()
+def _encoded(name: str, camera: Camera, size: int) -> EncodedFrames:
+    limit = cache.in_bytes(cache.limit())
+    if camera.pick is None:
+        expected, found = f"room for {cache.in_bytes(size)} of decoded frames", f"{limit} for all that are in use"
+        advice = f"raise {cache.LIMIT} (in GB), or make a video set of it with visuomotor convert"
+        raise DatasetError(mismatch(name, expected, found, advice))
+    told = f"{name}: {cache.in_bytes(size)} of decoded frames are beyond the frame store's limit of {limit}"
+    print(f"{told}: they stay encoded and are decoded whenever needed; {cache.LIMIT} sets it in GB", file=sys.stderr)
+    return EncodedFrames(camera.shape, camera.pick, camera.threads)
 
 
 def _decode(name: str, camera: Camera, frames: np.ndarray) -> None:

@@ -3,18 +3,16 @@
 import os
 from collections.abc import Iterator
 from functools import partial
-from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from visuomotor.data import video
-from visuomotor.data.demonstrations import COPY_AGAIN, frame_numbers
-from visuomotor.data.frames import Camera, Segment, file_identity, fingerprint
-from visuomotor.data.lerobot_meta import by_file, data_files, file_name, first_line, open_parquet
+from visuomotor.data.demonstrations import frame_numbers
+from visuomotor.data.frames import Camera, file_identity, fingerprint
+from visuomotor.data.lerobot_images import EncodedImages, image_groups
+from visuomotor.data.lerobot_meta import by_file, data_files, file_name
 from visuomotor.errors import DatasetError, mismatch
 
 LEAST_FRAMES = 256  # of a video that are worth a decoder of their own
@@ -54,7 +52,7 @@ def find_video(
     places = np.stack([np.repeat(column[part], lengths) for part in ("chunk_index", "file_index")], axis=1)
     first = np.zeros(len(index["length"]), np.int64)
     first[chosen] = np.cumsum(lengths) - lengths  # the row that an episode goes to
-    files, segments = [], []
+    files, segments, paths, file_of = [], [], [], np.zeros(len(seconds), np.int64)
     for place, inside in by_file(index, chosen, f"videos/{name}"):
         file = file_name(info, "video_path", *place, camera=name)
         path = folder / file
@@ -64,9 +62,12 @@ def find_video(
         held = index["length"][inside]
         rows = np.repeat(first[inside], held) + frame_numbers(held)
         rows = rows[np.argsort(seconds[rows], kind="stable")]
+        file_of[rows] = len(paths)
+        paths.append(path)
         for part in _stretches(rows, seconds[rows], fps):
             segments.append(partial(video.decode, path, str(path), seconds[part], part, shape, fps))
-    return Camera((len(seconds), *shape), fingerprint(name, shape, files, places, seconds), segments)
+    mark = fingerprint(name, shape, files, places, seconds)
+    return Camera((len(seconds), *shape), mark, segments, pick=video.Films(paths, file_of, seconds, shape, fps))
 
 
 def _stretches(rows: np.ndarray, seconds: np.ndarray, fps: float) -> Iterator[np.ndarray]:
@@ -83,70 +84,16 @@ def find_images(
     shape, lengths = _image_shape(folder, info, name), index["length"]
     first = np.full(len(lengths), -1)
     first[chosen] = np.cumsum(lengths[chosen]) - lengths[chosen]  # the row that an episode goes to
-    files, segments = [], []
+    files, groups = [], []
     for file, inside, wanted in data_files(info, index, chosen):
         files.append(file_identity(folder / file, file))
         spread = lengths[inside]
         rows = np.where(np.repeat(wanted, spread), np.repeat(first[inside], spread) + frame_numbers(spread), -1)
-        segments += _image_segments(folder, file, name, rows, shape)
+        groups += image_groups(folder, file, name, rows, shape)
     chosen_lengths = lengths[chosen]
     # Images may lie beside the file; a folder's time tells whether one came, went or was replaced.
     files += [file_identity(path, path.name) for path in sorted((folder / "images" / name).glob("*"))]
     mark = fingerprint(name, shape, files, index["episode_index"][chosen], chosen_lengths)
-    return Camera((int(chosen_lengths.sum()), *shape), mark, segments)
-
-
-def _image_segments(
-    folder: Path, file: str, name: str, rows: np.ndarray, shape: tuple[int, int, int]
-) -> Iterator[Segment]:
-    """One segment a row group: the unit in which a parquet file is read."""
-    metadata, start = open_parquet(folder, file, [name]).metadata, 0
-    # Behind the rows that are counted there may be those of a recorder that was stopped.
-    rows = np.append(rows, np.full(metadata.num_rows - len(rows), -1))
-    for group in range(metadata.num_row_groups):
-        stop = start + metadata.row_group(group).num_rows
-        if (rows[start:stop] >= 0).any():
-            yield partial(_decode_images, folder, file, group, name, rows[start:stop], shape)
-        start = stop
-
-
-def _decode_images(
-    folder: Path, file: str, group: int, name: str, rows: np.ndarray, shape: tuple[int, int, int]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Images of a row group that are wanted, those whose row is not -1."""
-    from PIL import Image
-
-    place = f"{folder / file}: {name}"
-    try:
-        column = pq.ParquetFile(folder / file).read_row_group(group, columns=[name])[name]
-        if not pa.types.is_struct(column.type):
-            raise DatasetError(mismatch(place, "images as {bytes, path}", column.type, "correct meta/info.json"))
-        for row, cell in zip(rows.tolist(), column.to_pylist(), strict=True):
-            if row < 0:
-                continue
-            image = Image.open(BytesIO(_image_content(folder, place, cell or {})))
-            found = (image.height, image.width, 3)
-            if found != shape:  # before it takes memory
-                raise DatasetError(mismatch(place, f"images of {shape}", found, "correct meta/info.json"))
-            yield row, np.asarray(image.convert("RGB"))[None]
-    except DatasetError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetError(mismatch(place, "images", first_line(error), COPY_AGAIN)) from error
-
-
-def _image_content(folder: Path, place: str, cell: dict[str, Any]) -> bytes:
-    """An encoded image: the bytes in the file, or else those of the file that it names.
-
-    The path is that of the recording computer; only what follows `images`, LeRobot's folder for them, counts.
-    """
-    content, path = cell.get("bytes"), cell.get("path")
-    if isinstance(content, bytes):
-        return content
-    parts = PurePosixPath(path if isinstance(path, str) else "").parts
-    inside = next((parts[start:] for start in reversed(range(len(parts))) if parts[start] == "images"), ())
-    if not inside or ".." in inside or not folder.joinpath(*inside).is_file():
-        found = f"the path {path!r} alone, and no such file in the data set"
-        advice = "copy the folder images/ of the data set as well, or store the images in the file"
-        raise DatasetError(mismatch(place, "the image's bytes", found, advice))
-    return folder.joinpath(*inside).read_bytes()
+    count = int(chosen_lengths.sum())
+    pick = EncodedImages(groups, fingerprint(mark, "encoded"), count)
+    return Camera((count, *shape), mark, [group.decode for group in groups], pick=pick)

@@ -27,7 +27,10 @@ class WindowOrder:
         return np.concatenate(drawn)
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch not in self._epochs:
-            self._epochs = {known: order for known, order in self._epochs.items() if known == epoch - 1}
-            self._epochs[epoch] = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
-        return self._epochs[epoch]
+        drawn = self._epochs.get(epoch)
+        if drawn is None:
+            drawn = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+            # Replaced whole, not changed: another thread may be asking for another step.
+            before = {known: order for known, order in self._epochs.items() if known == epoch - 1}
+            self._epochs = before | {epoch: drawn}
+        return drawn

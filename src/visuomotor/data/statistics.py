@@ -1,13 +1,18 @@
 """Minimum, maximum, mean and deviation of a feature: in one pass over its frames, or from those of its episodes."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from visuomotor.data.frames import Frames
+
 BLOCK = 512  # frames read at a time: 14 MB of 96x96 colour images
+BYTES = 2**24  # at most, of larger ones
 
 
-def describe(values: np.ndarray) -> dict[str, np.ndarray]:
+def describe(values: "Frames") -> dict[str, np.ndarray]:
     """Statistics of every dimension over all frames.
 
     Args:
@@ -21,8 +26,9 @@ def describe(values: np.ndarray) -> dict[str, np.ndarray]:
     channels = values.shape[3] if image else int(np.prod(values.shape[1:]))
     low = high = None
     count, mean, squares = 0, np.zeros(channels), np.zeros(channels)
-    for start in range(0, len(values), BLOCK):
-        block = np.asarray(values[start : start + BLOCK])
+    step = min(BLOCK, max(1, BYTES // max(1, values[:1].nbytes)))
+    for start in range(0, len(values), step):
+        block = np.asarray(values[start : start + step])
         moments = _image_moments(block) if image else _moments(block.reshape(len(block), channels).astype(np.float64))
         size, block_low, block_high, block_mean, block_squares = moments
         low = block_low if low is None else np.minimum(low, block_low)

@@ -1,6 +1,5 @@
 """The files of a LeRobot v3.0 data set, which grow by episodes; meta/info.json, written last, says what counts."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from visuomotor.data.writer_statistics import Statistics, aggregate_all, describ
 from visuomotor.data.writer_tables import IMAGE_TYPES, data_schema, data_table, episodes_table, tasks_table
 from visuomotor.data.writer_video import Clip, Pictures, VideoKind, frame_rate, join, video_info, video_kind
 from visuomotor.errors import DatasetError, mismatch
-from visuomotor.files import replacing, write_json
+from visuomotor.files import hold, replacing, write_json
 
 PATHS = {
     "data": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
@@ -291,19 +290,6 @@ class DatasetFiles:
             schema = table.schema
         assert schema is not None
         return schema
-
-
-def hold(folder: Path) -> int | None:
-    """Takes the folder for this process until the number returned is closed; None if another holds it."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    except OSError:
-        pass  # some file systems in a network know no locks: there the user keeps writers apart
-    return lock
 
 
 def by_place(records: list[dict[str, Any]], kind: str) -> Iterator[tuple[tuple[int, int], list[int]]]:

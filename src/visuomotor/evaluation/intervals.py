@@ -40,6 +40,8 @@ class Comparison:
     """Seeds that only the first policy solved."""
     difference: float
     """Second success rate minus the first."""
+    interval: tuple[float, float]
+    """Of the difference, 95 % (Bonett and Price 2012, for paired outcomes)."""
     p_value: float
     """How often equally good policies would differ this much or more (McNemar's exact test)."""
 
@@ -61,4 +63,13 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
     lost = [seed for seed in before if before[seed] and not after[seed]]
     flips = len(gained) + len(lost)
     tail = sum(math.comb(flips, k) for k in range(min(len(gained), len(lost)) + 1)) / 2**flips
-    return Comparison(gained, lost, (len(gained) - len(lost)) / len(before), min(1.0, 2 * tail))
+    difference = (len(gained) - len(lost)) / len(before)
+    interval = _paired_interval(len(gained), len(lost), len(before))
+    return Comparison(gained, lost, difference, interval, min(1.0, 2 * tail))
+
+
+def _paired_interval(gained: int, lost: int, episodes: int) -> tuple[float, float]:
+    """One more flip in each direction keeps it honest where few or none were seen (Bonett and Price's adjustment)."""
+    gain, loss = (gained + 1) / (episodes + 2), (lost + 1) / (episodes + 2)
+    half = NormalDist().inv_cdf(0.975) * math.sqrt((gain + loss - (gain - loss) ** 2) / (episodes + 2))
+    return max(-1.0, gain - loss - half), min(1.0, gain - loss + half)

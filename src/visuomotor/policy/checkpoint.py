@@ -5,6 +5,7 @@ LeRobot's folders open too; `visuomotor.policy.lerobot` reads what they hold.
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from visuomotor.config import DiffusionConfig, from_json, nearest, to_json
 from visuomotor.errors import CheckpointError, mismatch
-from visuomotor.files import atomic_folder, write_json
+from visuomotor.files import HASHES, atomic_folder, find_damage, write_json
 from visuomotor.policy.diffusion import DiffusionModel, DiffusionPolicy
 from visuomotor.policy.normalization import Statistics
 
@@ -46,8 +47,8 @@ def load_policy(source: str | Path, device: str = "cpu", revision: str | None = 
     """Opens a policy, ready to act.
 
     Args:
-        source: A policy's folder or a training run's (its newest checkpoint), ours or LeRobot's; the name of a policy
-            that ships with Visuomotor; or a name on the Hugging Face hub.
+        source: A policy's folder or a training run's (its newest checkpoint that is whole), ours or LeRobot's; the name
+            of a policy that ships with Visuomotor; or a name on the Hugging Face hub.
         device: Where to put it.
         revision: Of a policy on the hub: a branch, tag or commit. None takes the newest.
 
@@ -159,7 +160,7 @@ def _policy_in(folder: Path, source: str | Path) -> Path:
     """The policy that a folder is, or the newest of the run that it is."""
     if _is_policy(folder):
         return folder
-    newest = newest_checkpoint(folder)
+    newest = newest_checkpoint(folder, part="policy")
     found = newest / "policy" if newest is not None else _newest_of_lerobot(folder)
     if found is not None:
         return found
@@ -183,10 +184,39 @@ def _newest_of_lerobot(folder: Path) -> Path | None:
     return None
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint of a run with the highest step, or None. Drafts begin with a dot and do not count."""
-    found = [path for path in run.glob("checkpoints/step_*") if (path / "policy" / "config.json").is_file()]
-    return max(found, key=lambda path: (len(path.name), path.name), default=None)  # a seventh digit counts too
+def checkpoints(run: Path) -> list[Path]:
+    """A run's checkpoints, the highest step first. Drafts begin with a dot and do not count."""
+    marks = (HASHES, "policy/config.json")
+    found = [path for path in run.glob("checkpoints/step_*") if any((path / mark).is_file() for mark in marks)]
+    return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)  # a seventh digit counts too
+
+
+def newest_checkpoint(run: Path, part: str = "") -> Path | None:
+    """The checkpoint with the highest step that is as it was written; None if the run has no checkpoint.
+
+    One that has been cut short or altered is passed over, which is said on the standard error. Checkpoints from before
+    there were hashes are taken as they are.
+
+    Args:
+        run: The folder of a run.
+        part: Only the files of this folder in a checkpoint are read and compared: `policy`, or "" for all.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none is good.
+    """
+    damaged = []
+    for path in checkpoints(run):
+        damage = find_damage(path, part)
+        if damage is None:
+            for other, found in damaged:
+                print(f"{other}: {found}; {path.name} is used in its place", file=sys.stderr)
+            return path
+        damaged.append((path, damage))
+    if damaged:
+        found = "; ".join(f"{path.name}: {damage}" for path, damage in damaged)
+        advice = "copy the run again, or begin in a new folder"
+        raise CheckpointError(mismatch(f"{run}/checkpoints", "one that is as it was written", found, advice))
+    return None
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

@@ -4,23 +4,25 @@ import copy
 import dataclasses
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
 
-from visuomotor.config import DiffusionConfig
-from visuomotor.errors import CheckpointError, mismatch
+from visuomotor.config import FLOW, DiffusionConfig
+from visuomotor.errors import CheckpointError, ConfigError, mismatch
 from visuomotor.policy.normalization import Normalizer, Statistics
 from visuomotor.policy.samplers import SAMPLERS, draws
-from visuomotor.policy.schedule import NoiseSchedule
+from visuomotor.policy.schedule import noise_schedule
+from visuomotor.policy.transformer import DiffusionTransformer
 from visuomotor.policy.unet import ConditionalUnet1d
-from visuomotor.policy.vision import RgbEncoder, load_pretrained, resize_and_crop
+from visuomotor.policy.vision import RgbEncoder, draw_offsets, load_pretrained, resize_and_crop
 
 Batch = Mapping[str, Tensor]
 
 
 class DiffusionModel(nn.Module):
-    """The trained parts: encoders and U-Net. Everything in and out is normalised."""
+    """The trained parts: encoders and denoiser. Everything in and out is normalised."""
 
     def __init__(self, config: DiffusionConfig, pretrained: bool):
         super().__init__()
@@ -36,10 +38,18 @@ class DiffusionModel(nn.Module):
             self.rgb_encoder = nn.ModuleList(encoders) if separate else encoders[0]
             size += encoders[0].feature_dim * len(cameras)
         action_size = config.output_features["action"].shape[0]
-        self.unet = ConditionalUnet1d(config, action_size, size * config.n_obs_steps)
+        if config.denoiser == "unet":  # LeRobot's name
+            self.unet = ConditionalUnet1d(config, action_size, size * config.n_obs_steps)
+        else:
+            self.transformer = DiffusionTransformer(config, action_size, size * config.n_obs_steps)
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The denoising network: (x (B, Tp, Da), step (B,), global_cond (B, G)) -> (B, Tp, Da)."""
+        return self.unet if self.config.denoiser == "unet" else self.transformer
 
     def global_cond(self, observation: Batch) -> Tensor:
-        """What the U-Net is told of the observation: per step state, key points of each camera, environment state.
+        """What the denoiser is told of the observation: per step state, key points of each camera, environment state.
 
         Args:
             observation: States (B, To, D); images (B, To, C, h, w), cropped.
@@ -73,6 +83,23 @@ def _nhwc(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What is random in the loss of a batch, for each sample apart: a part of the batch takes its part of them."""
+
+    steps: Tensor
+    """(K, B) denoising steps of K noisy copies of each sample."""
+    noise: Tensor
+    """(K, B, Tp, Da)."""
+    offsets: dict[str, Tensor]
+    """For each camera that is cropped at random, (B, 2) top and left."""
+
+    def part(self, rows: slice) -> "Draws":
+        """Those of some samples."""
+        offsets = {name: values[rows] for name, values in self.offsets.items()}
+        return Draws(self.steps[:, rows], self.noise[:, rows], offsets)
+
+
 class DiffusionPolicy(nn.Module):
     """Predicts chunks of actions from observations in data units, and acts with a queue.
 
@@ -94,7 +121,7 @@ class DiffusionPolicy(nn.Module):
         self.config = config
         self.statistics = statistics
         self.normalizer = Normalizer(config, statistics)
-        self.schedule = NoiseSchedule(config)
+        self.schedule = noise_schedule(config)
         self.diffusion = DiffusionModel(config, pretrained)
         self.diffusion = self.diffusion.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
         self.reset()
@@ -107,13 +134,38 @@ class DiffusionPolicy(nn.Module):
     # Training
 
     def compute_loss(self, batch: Batch, generator: Generator | None = None, noise_draws: int = 1) -> Tensor:
+        """The loss with everything random drawn here: `forward` of `draw`."""
+        self._check_targets(batch)
+        return self(batch, self.draw(len(batch["action"]), generator, noise_draws))
+
+    def draw(self, count: int, generator: Generator | None = None, noise_draws: int = 1) -> Draws:
+        """What is random in the loss of `count` samples: steps, noise, and in training crops.
+
+        Args:
+            count: B.
+            generator: None takes torch's own.
+            noise_draws: K noisy copies of each sample's actions; the encoders run once for all of them.
+        """
+        generator, config = generator or torch.default_generator, self.config
+        steps = self.schedule.draw_steps(noise_draws * count, generator).unflatten(0, (noise_draws, count))
+        shape = (noise_draws, count, config.horizon, *config.output_features["action"].shape)
+        noise = torch.randn(shape, generator=generator)
+        offsets = {}
+        if self.training and config.crop_is_random:
+            drawn = {
+                name: draw_offsets((feature.shape[1], feature.shape[2]), count, config, generator)
+                for name, feature in config.image_features.items()
+            }
+            offsets = {name: values for name, values in drawn.items() if values is not None}
+        return Draws(steps, noise, offsets)
+
+    def forward(self, batch: Batch, draws: Draws) -> Tensor:
         """Mean squared error of the network's prediction at random noise levels (Chi et al. 2023, equation 5).
 
         Args:
             batch: Observations (B, To, ...) and `action` (B, Tp, Da) in data units, `action_is_pad` (B, Tp) if padded
                 actions are masked.
-            generator: Draws crops, steps and noise; None takes torch's own.
-            noise_draws: Noisy copies of each sample's actions; the encoders run once for all of them.
+            draws: Of as many samples.
 
         Returns:
             A scalar, the mean over everything (masked entries count as 0, as in LeRobot).
@@ -121,21 +173,17 @@ class DiffusionPolicy(nn.Module):
         Raises:
             CheckpointError: Something is missing or has another shape than the policy was made for.
         """
-        generator = generator or torch.default_generator
-        self._check_observations(batch)
         self._check_targets(batch)
-        clean = self.normalizer("action", batch["action"].to(self.device)).repeat(noise_draws, 1, 1)
-        steps = torch.randint(self.schedule.num_train_timesteps, (len(clean),), generator=generator)
-        noise = torch.randn(clean.shape, generator=generator)
-        random_crop = generator if self.training and self.config.crop_is_random else None
-        condition = self.diffusion.global_cond(self._prepare(batch, random_crop)).repeat(noise_draws, 1)
-        return self.denoising_loss(condition, clean, noise.to(clean.device), steps.to(clean.device), batch)
+        copies = len(draws.steps)
+        condition = self.diffusion.global_cond(self._prepare(batch, draws.offsets)).repeat(copies, 1)
+        clean = self.normalizer("action", batch["action"].to(self.device)).repeat(copies, 1, 1)
+        noise, steps = (values.flatten(0, 1).to(clean.device) for values in (draws.noise, draws.steps))
+        return self.denoising_loss(condition, clean, noise, steps, batch)
 
     def denoising_loss(self, global_cond: Tensor, clean: Tensor, noise: Tensor, steps: Tensor, batch: Batch) -> Tensor:
         """The loss for given noise (B, Tp, Da) and steps (B,); `clean` is normalised."""
-        prediction = self.diffusion.unet(self.schedule.add_noise(clean, noise, steps), steps, global_cond)
-        target = noise if self.config.prediction_type == "epsilon" else clean
-        error = (prediction - target) ** 2
+        prediction = self.diffusion.denoiser(self.schedule.add_noise(clean, noise, steps), steps, global_cond)
+        error = (prediction - self.schedule.target(clean, noise, steps)) ** 2
         if self.config.do_mask_loss_for_padding:
             inside = ~batch["action_is_pad"].to(self.device)  # (B, Tp)
             error = error * inside.repeat(len(error) // len(inside), 1)[..., None]
@@ -186,7 +234,7 @@ class DiffusionPolicy(nn.Module):
             (B, Ta, Da) in data units.
         """
         self._check_observations(observation)
-        condition = self.diffusion.global_cond(self._prepare(observation, None))
+        condition = self.diffusion.global_cond(self._prepare(observation, {}))
         actions = self.sample(condition, noise)
         start = self.config.n_obs_steps - 1
         return self.normalizer.inverse("action", actions[:, start : start + self.config.n_action_steps])
@@ -202,8 +250,8 @@ class DiffusionPolicy(nn.Module):
         drawn = torch.randn(self.noise_draws() - count, *shape, device=global_cond.device)
         start = drawn if given is None else torch.cat([given.to(drawn), drawn])
 
-        def predict(x: Tensor, step: int) -> Tensor:
-            return self.diffusion.unet(x, torch.full((len(x),), step, device=x.device), global_cond)
+        def predict(x: Tensor, step: float) -> Tensor:
+            return self.diffusion.denoiser(x, torch.full((len(x),), step, device=x.device), global_cond)
 
         return SAMPLERS[self.config.noise_scheduler_type](predict, self.schedule, start, self._steps())
 
@@ -217,12 +265,21 @@ class DiffusionPolicy(nn.Module):
         num_inference_steps: int | None = None,
         n_action_steps: int | None = None,
     ) -> "DiffusionPolicy":
-        """The same weights acting in another way; None keeps what this policy does."""
+        """The same weights acting in another way; None keeps what this policy does.
+
+        Raises:
+            ConfigError: A setting is out of range, or the sampler undoes another kind of noise than was trained.
+        """
         asked = {
             "noise_scheduler_type": noise_scheduler_type,
             "num_inference_steps": num_inference_steps,
             "n_action_steps": n_action_steps,
         }
+        flow = self.config.noise_scheduler_type == FLOW
+        if noise_scheduler_type in SAMPLERS and (noise_scheduler_type == FLOW) != flow:
+            expected = FLOW if flow else "DDPM or DDIM"
+            advice = "rectified flow and diffusion are trained differently: train another policy for it"
+            raise ConfigError(mismatch("noise_scheduler_type", expected, noise_scheduler_type, advice))
         config = dataclasses.replace(self.config, **{name: value for name, value in asked.items() if value is not None})
         other = copy.copy(self)  # shallow: modules are shared
         other.config = config
@@ -232,13 +289,13 @@ class DiffusionPolicy(nn.Module):
     def _steps(self) -> int:
         return self.config.num_inference_steps or self.config.num_train_timesteps
 
-    def _prepare(self, observation: Batch, random_crop: Generator | None) -> dict[str, Tensor]:
+    def _prepare(self, observation: Batch, offsets: dict[str, Tensor]) -> dict[str, Tensor]:
         """Crops and normalises what the network sees, on the network's device."""
         prepared = {}
         for name, feature in self.config.input_features.items():
             values = observation[name].to(self.device)
             if feature.type == "VISUAL":
-                values = resize_and_crop(values, self.config, random_crop)
+                values = resize_and_crop(values, self.config, offsets.get(name))
             prepared[name] = self.normalizer(name, values)
         return prepared
 
@@ -257,6 +314,7 @@ class DiffusionPolicy(nn.Module):
             size = shape[0]
 
     def _check_targets(self, batch: Batch) -> None:
+        self._check_observations(batch)
         size = len(batch[next(iter(self.config.input_features))])
         expected = {"action": (size, self.config.horizon, *self.config.output_features["action"].shape)}
         if self.config.do_mask_loss_for_padding:

@@ -18,9 +18,19 @@ from visuomotor.errors import CheckpointError, ConfigError, mismatch
 from visuomotor.policy.checkpoint import read_json, read_tensors
 from visuomotor.policy.normalization import NEEDED
 
-OURS_ALONE = ("backbone_width", "backbone_stages")
+OURS_ALONE = (
+    *("backbone_width", "backbone_stages"),
+    *("denoiser", "transformer_dim", "transformer_layers", "transformer_heads"),
+)
 """Fields of DiffusionConfig that LeRobot's does not have."""
 SHARED = tuple(spec.name for spec in dataclasses.fields(DiffusionConfig) if spec.name not in OURS_ALONE)
+LEROBOTS_VALUES = {
+    "vision_backbone": ("resnet18", "resnet34"),
+    "noise_scheduler_type": ("DDPM", "DDIM"),
+    "beta_schedule": ("squaredcos_cap_v2", "linear"),
+    "prediction_type": ("epsilon", "sample"),
+}
+"""What LeRobot knows of the fields that name a choice; ours know more."""
 LATER: dict[str, Any] = {
     "drop_n_last_frames": 7,
     "resize_shape": None,
@@ -82,6 +92,10 @@ def lerobot_config(content: Mapping[str, Any], path: Path) -> DiffusionConfig:
         if name not in fields and name not in LATER:
             raise CheckpointError(mismatch(f"{path}: {name}", "a value", "none", "every LeRobot writes it: add it"))
     shared = LATER | {name: fields[name] for name in SHARED if name in fields}
+    for name, known in LEROBOTS_VALUES.items():
+        if isinstance(shared[name], str) and shared[name] not in known:
+            expected, advice = " or ".join(map(repr, known)), "it is of a newer LeRobot: update"
+            raise CheckpointError(mismatch(f"{path}: {name}", expected, _short(shared[name]), advice))
     shared["input_features"] = _seen(shared["input_features"])
     pretrained = shared["pretrained_backbone_weights"]
     if pretrained is not None and str(pretrained) not in PRETRAINED:

@@ -13,7 +13,7 @@ from visuomotor.errors import CheckpointError, mismatch
 from visuomotor.files import atomic_folder, write_bytes
 from visuomotor.policy.checkpoint import save_tensors
 from visuomotor.policy.diffusion import DiffusionPolicy
-from visuomotor.policy.lerobot import EPS, PRETRAINED
+from visuomotor.policy.lerobot import EPS, LEROBOTS_VALUES, PRETRAINED
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 STATE_BEFORE = f"{PREPROCESSOR}_step_3_normalizer_processor.safetensors"
@@ -22,13 +22,6 @@ FILES = (
     *("config.json", "model.safetensors", f"{PREPROCESSOR}.json", f"{POSTPROCESSOR}.json"),
     *(STATE_BEFORE, STATE_AFTER),
 )
-LEROBOTS_VALUES = {
-    "vision_backbone": ("resnet18", "resnet34"),
-    "noise_scheduler_type": ("DDPM", "DDIM"),
-    "beta_schedule": ("squaredcos_cap_v2", "linear"),
-    "prediction_type": ("epsilon", "sample"),
-}
-"""What LeRobot knows of the fields that name a choice; ours may come to know more."""
 
 
 def save_lerobot(policy: DiffusionPolicy, folder: str | Path) -> None:
@@ -77,6 +70,7 @@ def _check_expressible(config: DiffusionConfig) -> None:
         (getattr(config, name) in known, name, f"one of {list(known)}", getattr(config, name))
         for name, known in LEROBOTS_VALUES.items()
     ]
+    rules.append((config.denoiser == "unet", "denoiser", "unet", config.denoiser))
     if cameras:  # else nothing has a backbone
         rules.append((config.backbone_width == 64, "backbone_width", 64, config.backbone_width))
         rules.append((config.backbone_stages == 4, "backbone_stages", 4, config.backbone_stages))

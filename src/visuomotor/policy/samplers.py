@@ -2,19 +2,22 @@
 
 `sampler(predict, schedule, noise, steps)`, where
     predict(x, step) gives the network's prediction for x (B, Tp, Da) at one denoising step,
+    schedule is what the policy was trained with: a `NoiseSchedule`, or for `flow_match_euler` a `RectifiedFlow`,
     noise is (K, B, Tp, Da): where to start, then one draw for each step that adds noise (`draws` says how many), and
     steps is how many of the schedule's steps to take.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from visuomotor.policy.schedule import NoiseSchedule
+from visuomotor.config import FLOW
+from visuomotor.policy.schedule import NoiseSchedule, RectifiedFlow
 
-Predict = Callable[[Tensor, int], Tensor]
-Sampler = Callable[[Predict, NoiseSchedule, Tensor, int], Tensor]
+Predict = Callable[[Tensor, float], Tensor]
+Sampler = Callable[[Predict, Any, Tensor, int], Tensor]
 
 
 def ddpm(predict: Predict, schedule: NoiseSchedule, noise: Tensor, steps: int) -> Tensor:
@@ -41,7 +44,18 @@ def ddim(predict: Predict, schedule: NoiseSchedule, noise: Tensor, steps: int) -
     return x
 
 
-SAMPLERS: dict[str, Sampler] = {"DDPM": ddpm, "DDIM": ddim}
+def flow_match_euler(predict: Predict, schedule: RectifiedFlow, noise: Tensor, steps: int) -> Tensor:
+    """Euler's method along the velocity, from s = 1 to 0 in equal steps (Liu et al. 2022, section 2.1)."""
+    x = noise[0]
+    for i, step in enumerate(schedule.timesteps(steps)):
+        s_next = 1 - (i + 1) / steps
+        clean, direction = schedule.split(predict(x, step), x, step)
+        # x + (s_next - s) * velocity, written so that the estimate of the clean actions can be clipped.
+        x = (1 - s_next) * clean + s_next * direction
+    return x
+
+
+SAMPLERS: dict[str, Sampler] = {"DDPM": ddpm, "DDIM": ddim, FLOW: flow_match_euler}
 
 
 def draws(name: str, steps: int) -> int:

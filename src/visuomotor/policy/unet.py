@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from visuomotor.config import DiffusionConfig
+from visuomotor.policy.products import Linear
+from visuomotor.policy.temporal import Grow, NormMish, Shrink, TemporalConv
 
 FINAL_GROUPS = 8  # of the last GroupNorm, whatever n_groups is: so it is in LeRobot and in the original code
 
@@ -26,14 +28,12 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Convolution over time, GroupNorm, Mish: (B, C, T) -> (B, C', T)."""
+    """Convolution over time, GroupNorm, Mish: (T, B, C) -> (T, B, C')."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel_size: int, n_groups: int):
         super().__init__()
         self.block = nn.Sequential(
-            nn.Conv1d(channels_in, channels_out, kernel_size, padding=kernel_size // 2),
-            nn.GroupNorm(n_groups, channels_out),
-            nn.Mish(),
+            TemporalConv(channels_in, channels_out, kernel_size), NormMish(n_groups, channels_out)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,19 +48,19 @@ class ResidualBlock(nn.Module):
         self.scales = config.use_film_scale_modulation
         self.conv1 = ConvBlock(channels_in, channels_out, config.kernel_size, config.n_groups)
         film_size = channels_out * 2 if self.scales else channels_out
-        self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(condition_size, film_size))
+        self.cond_encoder = nn.Sequential(nn.Mish(), Linear(condition_size, film_size))
         self.conv2 = ConvBlock(channels_out, channels_out, config.kernel_size, config.n_groups)
         self.residual_conv: nn.Module = nn.Identity()
         if channels_in != channels_out:
-            self.residual_conv = nn.Conv1d(channels_in, channels_out, 1)
+            self.residual_conv = TemporalConv(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(B, C, T) and the condition (B, E), which has been through Mish already, once for all blocks."""
+        """(T, B, C) and the condition (B, E), which has been through Mish already, once for all blocks."""
         out = self.conv1(x)
-        film = self.cond_encoder[1](condition)[:, :, None]  # (B, C' or 2 C', 1)
+        film = self.cond_encoder[1](condition)  # (B, C' or 2 C')
         if self.scales:
             scale, bias = film.chunk(2, dim=1)
-            out = scale * out + bias
+            out = torch.addcmul(bias, out, scale)
         else:
             out = out + film
         return self.conv2(out) + self.residual_conv(x)
@@ -86,15 +86,15 @@ class ConditionalUnet1d(nn.Module):
         self.down_modules = nn.ModuleList()
         for i, (size_in, size_out) in enumerate(zip((action_size, *dims), dims, strict=False)):
             last = i == len(dims) - 1
-            shrink = nn.Identity() if last else nn.Conv1d(size_out, size_out, 3, stride=2, padding=1)
+            shrink = nn.Identity() if last else Shrink(size_out)
             self.down_modules.append(nn.ModuleList([block(size_in, size_out), block(size_out, size_out), shrink]))
         self.mid_modules = nn.ModuleList([block(dims[-1], dims[-1]), block(dims[-1], dims[-1])])
         self.up_modules = nn.ModuleList()
         for size_in, size_out in zip(dims[:0:-1], dims[-2::-1], strict=True):
-            grow = nn.ConvTranspose1d(size_out, size_out, 4, stride=2, padding=1)
+            grow = Grow(size_out)
             self.up_modules.append(nn.ModuleList([block(size_in * 2, size_out), block(size_out, size_out), grow]))
         self.final_conv = nn.Sequential(
-            ConvBlock(dims[0], dims[0], config.kernel_size, FINAL_GROUPS), nn.Conv1d(dims[0], action_size, 1)
+            ConvBlock(dims[0], dims[0], config.kernel_size, FINAL_GROUPS), TemporalConv(dims[0], action_size, 1)
         )
 
     def forward(self, x: Tensor, step: Tensor, global_cond: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class ConditionalUnet1d(nn.Module):
         """
         condition = torch.cat([self.diffusion_step_encoder(step), global_cond], dim=-1)
         condition = nn.functional.mish(condition)
-        x = x.transpose(1, 2)  # (B, Da, Tp)
+        x = x.transpose(0, 1)  # (Tp, B, Da)
         skips: list[Tensor] = []
         for stage in self.down_modules:
             first, second, shrink = stage.children()
@@ -121,9 +121,9 @@ class ConditionalUnet1d(nn.Module):
             x = self._run(block, x, condition)
         for stage in self.up_modules:
             first, second, grow = stage.children()
-            x = torch.cat([x, skips.pop()], dim=1)
+            x = torch.cat([x, skips.pop()], dim=-1)
             x = grow(self._run(second, self._run(first, x, condition), condition))
-        return self.final_conv(x).transpose(1, 2)
+        return self.final_conv(x).transpose(0, 1)
 
     def _run(self, block: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():

@@ -8,6 +8,7 @@ from torch.nn.functional import interpolate, relu
 
 from visuomotor.config import DiffusionConfig
 from visuomotor.errors import CheckpointError, mismatch
+from visuomotor.policy.products import convolve, is_fast
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
@@ -17,14 +18,31 @@ def norm_layer(config: DiffusionConfig) -> Callable[[int], nn.Module]:
     return (lambda channels: nn.GroupNorm(channels // 16, channels)) if config.use_group_norm else nn.BatchNorm2d
 
 
+FEW = 9
+"""Positions of a map up to which a product for each tap is faster than torch's convolution: twice at 3 x 3."""
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3 x 3 convolution without bias: (B, C, H, W) -> (B, C', H / stride, W / stride)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1):
+        super().__init__(channels_in, channels_out, 3, stride, padding=1, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.stride != (1, 1) or input.shape[2] * input.shape[3] > FEW or not is_fast(input, self.weight):
+            return super().forward(input)
+        out = convolve(input.permute(2, 3, 0, 1), self.weight.permute(2, 3, 0, 1), None)  # (H, W, B, C')
+        return out.permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2015, figure 5 left), with torchvision's tensor names."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int, norm: Callable[[int], nn.Module]):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.conv1 = Conv3x3(channels_in, channels_out, stride)
         self.bn1 = norm(channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.conv2 = Conv3x3(channels_out, channels_out)
         self.bn2 = norm(channels_out)
         self.downsample = None
         if stride != 1 or channels_in != channels_out:
@@ -107,19 +125,34 @@ class RgbEncoder(nn.Module):
         return relu(self.out(self.pool(features.to(images.dtype)).flatten(1)))
 
 
-def resize_and_crop(images: Tensor, config: DiffusionConfig, generator: Generator | None) -> Tensor:
+def draw_offsets(size: tuple[int, int], count: int, config: DiffusionConfig, generator: Generator) -> Tensor | None:
+    """The random crop's top and left for each of `count` samples, (B, 2); None if nothing is cropped.
+
+    Args:
+        size: (H, W) of the images as recorded.
+        count: B.
+        config: Its `resize_shape` and `crop`.
+        generator: Draws.
+    """
+    if config.crop is None:
+        return None
+    ranges = [whole - part + 1 for whole, part in zip(config.resize_shape or size, config.crop, strict=True)]
+    return torch.stack([torch.randint(most, (count,), generator=generator) for most in ranges], dim=1)
+
+
+def resize_and_crop(images: Tensor, config: DiffusionConfig, offsets: Tensor | None = None) -> Tensor:
     """Cuts out what the encoder sees.
 
     Args:
         images: (B, N, C, H, W), uint8 or float.
-        config: Its `resize_shape`, `crop` and `crop_is_random`.
-        generator: Draws the offset of each sample; None crops the centre.
+        config: Its `resize_shape` and `crop`.
+        offsets: (B, 2) of `draw_offsets`; None crops the centre.
 
     Returns:
         (B, N, C, h, w), still uint8 if there was nothing to resize. All images of one sample share an offset, so that
         what moves in the crop has moved in the world. Differs from LeRobot, where the whole batch shares one.
     """
-    if config.resize_shape is not None:
+    if config.resize_shape not in (None, tuple(images.shape[-2:])):  # the frame store resizes what training sees
         if not images.is_floating_point():
             images = images / 255
         flat = interpolate(images.flatten(0, 1), config.resize_shape, mode="bilinear", antialias=True)
@@ -127,14 +160,12 @@ def resize_and_crop(images: Tensor, config: DiffusionConfig, generator: Generato
     if config.crop is None:
         return images
     (h, w), (height, width) = config.crop, images.shape[-2:]
-    if generator is None:
+    if offsets is None:
         top, left = round((height - h) / 2), round((width - w) / 2)
         return images[..., top : top + h, left : left + w]
-    tops = torch.randint(height - h + 1, (len(images),), generator=generator).tolist()
-    lefts = torch.randint(width - w + 1, (len(images),), generator=generator).tolist()
     # Slices copy rows: 1 ms for a batch of 128, where one vectorised gather takes 20 ms.
-    offsets = zip(images, tops, lefts, strict=True)
-    return torch.stack([image[..., y : y + h, x : x + w] for image, y, x in offsets])
+    places = zip(images, offsets.tolist(), strict=True)
+    return torch.stack([image[..., y : y + h, x : x + w] for image, (y, x) in places])
 
 
 def load_pretrained(trunk: nn.Sequential, source: str) -> None:
@@ -154,7 +185,8 @@ def load_pretrained(trunk: nn.Sequential, source: str) -> None:
         try:
             source = hf_hub_download(source, "model.safetensors")
         except Exception as error:  # the hub's client raises many kinds, all of them meaning this
-            advice = "check the name and the network, or pass the path of a safetensors file"
+            advice = "check the name and the network, pass the path of a safetensors file, or train from scratch: "
+            advice += "--pretrained-backbone-weights None --use-group-norm"
             found = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise CheckpointError(
                 mismatch(f"pretrained_backbone_weights {source}", "weights", found, advice)

@@ -1,6 +1,7 @@
 """Demonstrations recorded from a policy: its successes, as agent position, block pose and action."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +54,12 @@ def record(
         )
         kept += [episode for episode in wave if episode.success]
         first += WAVE
-    _write(Path(output), kept[:episodes])
+    write_demonstrations(Path(output), kept[:episodes])
     return Path(output)
 
 
-def _write(output: Path, episodes: list[Episode]) -> None:
+def write_demonstrations(output: Path, episodes: Sequence[Episode]) -> None:
+    """Writes episodes to an npz file as `record` describes it, which `load_dataset` reads."""
     states = np.concatenate([episode.states[:-1] for episode in episodes]).astype(np.float32)
     content = io.BytesIO()
     np.savez_compressed(

@@ -47,6 +47,8 @@ class Episode:
     """The share of the goal covered after each action."""
     chunk_starts: list[int] = field(default_factory=list)
     """Steps at which the policy planned."""
+    attempt: int = 0
+    """Decides the noise as well: another attempt from the same initial state."""
 
     @property
     def steps(self) -> int:
@@ -65,8 +67,13 @@ class Episode:
 
     @property
     def success(self) -> bool:
-        """Whether the block covered more than 95 % of the goal; the episode ends there."""
-        return bool(self.coverages) and self.coverages[-1] > SUCCESS_COVERAGE
+        """Whether the block covered more than 95 % of the goal; the episode ends there, or soon after."""
+        return self.max_coverage > SUCCESS_COVERAGE
+
+    @property
+    def solved_in(self) -> int:
+        """Of a success, the actions up to the one that solved it."""
+        return 1 + next(step for step, coverage in enumerate(self.coverages) if coverage > SUCCESS_COVERAGE)
 
 
 def rollout(
@@ -77,6 +84,8 @@ def rollout(
     environments: int | None = None,
     policy_batch: int = 64,
     progress: bool = False,
+    attempt: int = 0,
+    steps_after: int = 0,
 ) -> list[Episode]:
     """Runs one episode a seed, each until it succeeds or `max_steps` are over.
 
@@ -88,6 +97,8 @@ def rollout(
         environments: Episodes that run at once; None runs all. Changes memory and time, not the result.
         policy_batch: Episodes a call. Another number may change the last bits of an action, and so an outcome.
         progress: Show a bar with the successes so far and the time left.
+        attempt: Another number draws other noise for the same initial states; evaluations take 0.
+        steps_after: How long an episode goes on after its success, for demonstrations whose last windows are whole.
 
     Returns:
         The episodes in the order of `seeds`.
@@ -99,7 +110,7 @@ def rollout(
     action = policy.config.output_features["action"].shape
     if action != (2,):
         raise ConfigError(mismatch("action", (2,), action, "take a policy trained on Push-T"))
-    episodes = [Episode(int(seed)) for seed in seeds]
+    episodes = [Episode(int(seed), attempt=attempt) for seed in seeds]
     waiting = list(reversed(episodes))
     running: list[tuple[PushT, Episode]] = []
     with _bar(episodes, max_steps, progress) as show:
@@ -110,15 +121,16 @@ def rollout(
                 group = running[first : first + policy_batch]
                 chunks = _plan(policy, [episode for _, episode in group], policy_batch)
                 for (environment, episode), chunk in zip(group, chunks, strict=True):
-                    _execute(environment, episode, chunk[: max_steps - episode.steps])
+                    _execute(environment, episode, chunk, max_steps, steps_after)
                 show()
-            running = [pair for pair in running if not _over(pair[1], max_steps)]
+            running = [pair for pair in running if not _over(pair[1], max_steps, steps_after)]
     return episodes
 
 
-def chunk_noise(seed: int, chunk: int, shape: tuple[int, ...]) -> np.ndarray:
+def chunk_noise(seed: int, chunk: int, shape: tuple[int, ...], attempt: int = 0) -> np.ndarray:
     """The Gaussian noise of an episode's `chunk`-th plan, float32: the same whatever else runs."""
-    return np.random.default_rng((seed, chunk)).standard_normal(shape, dtype=np.float32)
+    entropy = (seed, chunk, attempt) if attempt else (seed, chunk)
+    return np.random.default_rng(entropy).standard_normal(shape, dtype=np.float32)
 
 
 def _start(episode: Episode) -> tuple[PushT, Episode]:
@@ -134,7 +146,8 @@ def _plan(policy: ChunkPolicy, episodes: list[Episode], batch: int) -> np.ndarra
         [episode.states[max(0, episode.steps + step)] for step in config.observation_steps] for episode in episodes
     ]
     shape = (policy.noise_draws(), config.horizon, 2)
-    noise = np.stack([chunk_noise(episode.seed, len(episode.chunk_starts), shape) for episode in episodes], axis=1)
+    drawn = [chunk_noise(episode.seed, len(episode.chunk_starts), shape, episode.attempt) for episode in episodes]
+    noise = np.stack(drawn, axis=1)
     rows = np.minimum(np.arange(batch), len(episodes) - 1)  # the last one again and again fills the batch
     observation = observe(np.array(states), config.input_features)
     actions = policy.predict_action_chunk(
@@ -146,19 +159,21 @@ def _plan(policy: ChunkPolicy, episodes: list[Episode], batch: int) -> np.ndarra
     return actions[: len(episodes)].float().cpu().numpy()
 
 
-def _execute(environment: PushT, episode: Episode, chunk: np.ndarray) -> None:
+def _execute(environment: PushT, episode: Episode, chunk: np.ndarray, max_steps: int, steps_after: int) -> None:
     episode.chunk_starts.append(episode.steps)
     for action in chunk:
         state, coverage = environment.step(action)
         episode.states.append(state)
         episode.actions.append(action)
         episode.coverages.append(coverage)
-        if coverage > SUCCESS_COVERAGE:
+        if _over(episode, max_steps, steps_after):
             break
 
 
-def _over(episode: Episode, max_steps: int) -> bool:
-    return episode.success or episode.steps == max_steps
+def _over(episode: Episode, max_steps: int, steps_after: int) -> bool:
+    if episode.success:
+        return episode.steps >= episode.solved_in + steps_after
+    return episode.steps >= max_steps
 
 
 @contextmanager
@@ -175,7 +190,7 @@ def _bar(episodes: list[Episode], max_steps: int, visible: bool) -> Generator[Ca
 
         def show() -> None:
             nonlocal printed
-            over = [episode for episode in episodes if _over(episode, max_steps)]
+            over = [episode for episode in episodes if _over(episode, max_steps, 0)]
             saved = sum(max_steps - episode.steps for episode in over)  # steps that early ends have made unnecessary
             done = saved + sum(episode.steps for episode in episodes)
             solved = sum(episode.success for episode in over)

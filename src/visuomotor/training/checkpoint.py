@@ -1,30 +1,51 @@
 """What a run needs to go on exactly where it stopped, in safetensors and JSON.
 
-RUN/config.json                             the recipe and the data's source
+RUN/config.json                             the recipe, the data's source and what they were
 RUN/metrics.jsonl                           one line every `log_every` steps
 RUN/checkpoints/step_000050/policy/         the averaged weights: what acts, and what `load_policy` opens
-RUN/checkpoints/step_000050/training/       the weights themselves, the optimizer's moments, the step
+RUN/checkpoints/step_000050/training/       the weights themselves, the optimizer's moments, the step, the loss so far
+RUN/checkpoints/step_000050/hashes.json     length and SHA-256 of each of these files
 
 Everything random in step k (the windows, crops, noise) comes from the seed and k alone. So the seed and the step are
 the whole state of the random numbers and of the data's order.
 """
 
-import json
+import errno
+import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from visuomotor.config import Recipe, from_json, to_json
+from visuomotor.config import Recipe, TrainingConfig, from_json, to_json
 from visuomotor.errors import CheckpointError, ConfigError, mismatch
-from visuomotor.files import atomic_folder, write_json
-from visuomotor.policy.checkpoint import load_weights, read_json, read_tensors, save_policy, save_tensors
+from visuomotor.files import atomic_folder, write_hashes, write_json
+from visuomotor.policy.checkpoint import checkpoints, load_weights, read_json, read_tensors, save_policy, save_tensors
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.training.average import WeightAverage
+from visuomotor.training.schedule import decay_start
 
 FORMAT_VERSION = 1
-FREE = ("steps", "save_every", "keep_checkpoints", "log_every", "compile", "threads", "device")
+FREE = (
+    "steps",
+    "scheduler_decay_steps",
+    "nonfinite_loss",
+    "validate_every",
+    "save_every",
+    "keep_checkpoints",
+    "log_every",
+    "evaluate_every",
+    "evaluate_episodes",
+    "wandb_project",
+    "compile",
+    "threads",
+    "device",
+)
+"""Fields that may change on resume; what a change of the first two means for the learning rate, `open_run` says."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +53,15 @@ class Run:
     """What RUN/config.json holds."""
 
     recipe: Recipe
-    source: str
+    source: str | list[str]
+    data: dict[str, Any] | None = None
+    """What the demonstrations were, by `fingerprint`; None in a run from before that was noted."""
 
 
 def write_run(folder: Path, run: Run) -> None:
     """Notes what a run trains, and on what."""
-    content = {"format_version": FORMAT_VERSION, "source": run.source, "recipe": to_json(run.recipe)}
-    write_json(folder / "config.json", content)
+    content = {"format_version": FORMAT_VERSION, "source": run.source, "data": run.data, "recipe": to_json(run.recipe)}
+    write_json(folder / "config.json", content, durable=True)
 
 
 def read_run(folder: str | Path) -> Run:
@@ -53,7 +76,7 @@ def read_run(folder: str | Path) -> Run:
     if version != FORMAT_VERSION or not {"source", "recipe"} <= content.keys():
         advice = "this is not the folder of a run, or it is from another version"
         raise CheckpointError(mismatch(f"{path}: format_version", FORMAT_VERSION, version, advice))
-    return Run(from_json(Recipe, content["recipe"], str(path)), content["source"])
+    return Run(from_json(Recipe, content["recipe"], str(path)), content["source"], content.get("data"))
 
 
 def check_same(asked: Recipe, before: Recipe, folder: Path) -> None:
@@ -73,36 +96,74 @@ def check_same(asked: Recipe, before: Recipe, folder: Path) -> None:
 
 
 def save_checkpoint(
-    run: Path, step: int, policy: DiffusionPolicy, average: WeightAverage, optimizer: torch.optim.Optimizer, keep: int
+    run: Path,
+    step: int,
+    policy: DiffusionPolicy,
+    average: WeightAverage,
+    optimizer: torch.optim.Optimizer,
+    losses: Mapping[str, Any],
+    config: TrainingConfig,
 ) -> Path:
-    """Writes the state after `step` steps; it appears whole or not at all. Only the newest `keep` stay.
+    """Writes the state after `step` steps; it appears whole, on the disk, or not at all.
+
+    Only the newest `keep_checkpoints` stay, and the one from which a run can be extended exactly (`decay_start`).
+
+    Args:
+        run: The run's folder.
+        step: Steps done.
+        policy: What is trained.
+        average: Its average.
+        optimizer: With its moments.
+        losses: `Losses.state()`.
+        config: What to keep.
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        CheckpointError: A number is not finite, or the disk is full. The checkpoint before stays as it was.
     """
     target = run / "checkpoints" / f"step_{step:06d}"
     tensors = {f"weights.{name}": tensor for name, tensor in policy.state_dict().items()}
     for name, parameter in policy.named_parameters():
         for moment, value in optimizer.state[parameter].items():
             tensors[f"{moment}.{name}"] = value
-    with atomic_folder(target) as draft:
-        save_policy(average.policy, draft / "policy")
-        (draft / "training").mkdir()
-        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_tensors(on_cpu, draft / "training" / "state.safetensors")
-        write_json(draft / "training" / "state.json", {"format_version": FORMAT_VERSION, "step": step})
-    for old in sorted((run / "checkpoints").glob("step_*"))[:-keep]:
-        shutil.rmtree(old)
+    averages = {f"average.{name}": tensor for name, tensor in average.policy.state_dict().items()}
+    _check_finite(run, step, tensors | averages)
+    try:
+        with atomic_folder(target) as draft:
+            save_policy(average.policy, draft / "policy")
+            (draft / "training").mkdir()
+            on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_tensors(on_cpu, draft / "training" / "state.safetensors")
+            state = {"format_version": FORMAT_VERSION, "step": step, "losses": dict(losses)}
+            write_json(draft / "training" / "state.json", state)
+            write_hashes(draft)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        size = sum(tensor.nbytes for tensor in (tensors | averages).values()) / 1e6
+        advice = f"make room and go on with --resume; {last_good(run)}"
+        raise CheckpointError(mismatch(str(target), f"room for {size:,.0f} MB", str(error), advice)) from error
+    kept = [path for path in checkpoints(run) if path.name != f"step_{decay_start(config) or -1:06d}"]
+    for old in kept[config.keep_checkpoints :]:
+        shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))  # hidden first: killed now, no half of it counts
     return target
+
+
+def last_good(run: Path) -> str:
+    """Half a sentence for errors: where the last checkpoint is."""
+    last = next(iter(checkpoints(run)), None)
+    return f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
 
 
 def load_checkpoint(
     folder: Path, policy: DiffusionPolicy, average: WeightAverage, optimizer: torch.optim.Optimizer
-) -> int:
+) -> tuple[int, dict[str, Any] | None]:
     """Puts a checkpoint back into a fresh policy, average and optimizer.
 
     Returns:
-        The step to go on with.
+        The step to go on with, and what `Losses.state` gave; None from a checkpoint from before that was noted.
 
     Raises:
         CheckpointError: A file is missing, damaged or of another policy.
@@ -125,22 +186,18 @@ def load_checkpoint(
     load_weights(average.policy, folder / "policy" / "model.safetensors")
     for name, parameter in policy.named_parameters():
         moments = {moment: values[name] for moment, values in groups.items() if name in values}
-        on_device = {m: v.clone() if m == "step" else v.to(parameter.device) for m, v in moments.items()}
-        optimizer.state[parameter] = on_device
-    return int(state["step"])
+        # Fused optimizers count their steps on the device, others on the processor.
+        count_device = parameter.device if optimizer.defaults["fused"] else "cpu"
+        optimizer.state[parameter] = {
+            moment: value.to(count_device if moment == "step" else parameter.device)
+            for moment, value in moments.items()
+        }
+    return int(state["step"]), state.get("losses")
 
 
-def cut_metrics(path: Path, step: int) -> None:
-    """Drops the lines of steps that a resumed run will take again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
-        draft = path.with_suffix(".tmp")
-        draft.write_text("".join(f"{line}\n" for line in lines))
-        draft.replace(path)
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")  # a line that was cut short when the run was killed
+def _check_finite(run: Path, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        # In one pass, without a mask as large as the tensor.
+        if tensor.numel() and not all(math.isfinite(end) for end in torch.stack(torch.aminmax(tensor)).tolist()):
+            advice = f"lower optimizer_lr; nothing is saved of step {step}, and {last_good(run)}"
+            raise CheckpointError(mismatch(f"{name} after step {step}", "finite numbers", "others", advice))

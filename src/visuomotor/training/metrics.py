@@ -1,33 +1,47 @@
-"""What a run says while it trains: metrics.jsonl always, a progress bar, TensorBoard if it is installed."""
+"""What a run says while it trains: metrics.jsonl and a progress bar, and the boards that show the same."""
 
 import json
+import math
+import os
 import sys
 import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
+
+from visuomotor.config import Recipe
+from visuomotor.errors import VisuomotorError, mismatch
+from visuomotor.files import replacing
+from visuomotor.training.boards import open_boards
 
 
 class Metrics:
     """Writes one line of metrics at a time, and shows them.
 
-    Fields of metrics.jsonl: `step` (steps done), `epoch` (passes over the windows), `loss` (mean since the last line),
-    `learning_rate` (of the last step), `gradient_norm` (of the last step, before clipping), `samples_per_second`
-    (windows, since the last line), `seconds` (since the run was started or resumed).
+    Fields of metrics.jsonl, null where there is no finite number: `step` (steps done), `epoch` (passes over the
+    windows), `loss` (mean since the last line), `learning_rate` (of the last step), `gradient_norm` (of the last
+    step, before clipping), `samples_per_second` (windows, since the last line, without the time of validation and
+    checkpoints), `seconds` (since the run was started or resumed); with episodes held out `validation_loss` every
+    `validate_every` steps; with nonfinite_loss skip `skipped_steps` (left out since the last line).
     """
 
-    def __init__(self, run: Path, first_step: int, steps: int):
-        self._file = (run / "metrics.jsonl").open("a")
-        self._steps, self._first = steps, first_step
-        self._start = self._printed = time.monotonic()
+    def __init__(self, run: Path, first_step: int, recipe: Recipe):
+        self._steps, self._first, self._batch = recipe.training.steps, first_step, recipe.training.batch_size
+        self._boards = open_boards(run, first_step, recipe)
+        self._path = run / "metrics.jsonl"
+        self._file = self._path.open("a")
+        self._start = self._printed = self._since = time.monotonic()
+        self._last = first_step
+        self._validation = ""
         self._bar: Any = None
-        self._board = _tensorboard(run)
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}")]
             self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-            self._task = self._bar.add_task("", total=steps, completed=first_step, said="")
+            self._task = self._bar.add_task("", total=self._steps, completed=first_step, said="")
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -35,27 +49,64 @@ class Metrics:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
         if self._bar:
             self._bar.stop()
-        if self._board:
-            self._board.close()
+        for board in self._boards:
+            with _told(board):
+                board.close()
+        with suppress(OSError):  # on a full disk; every line that counts has been flushed
+            self._file.close()
 
     def tick(self, step: int) -> None:
         """One more step is done."""
         if self._bar:
             self._bar.update(self._task, completed=step)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One line, flushed: a run that is killed keeps it."""
+    @contextmanager
+    def pause(self) -> Generator[None]:
+        """What happens meanwhile does not count in `samples_per_second`."""
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began
+
+    def write(self, step: int, values: Mapping[str, float | None]) -> None:
+        """One line, flushed: a run that is killed keeps it.
+
+        Raises:
+            VisuomotorError: The disk is full.
+        """
         now = time.monotonic()
+        speed = (step - self._last) * self._batch / (now - self._since)
+        values = {**values, "samples_per_second": speed}
+        # JSON knows no NaN: what is not finite is null.
+        values = {name: None if value is None or not math.isfinite(value) else value for name, value in values.items()}
         line = {"step": step, **values, "seconds": round(now - self._start, 2)}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-        said = f"loss {values['loss']:.4f}  {values['samples_per_second']:.0f} samples/s"
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            advice = "make room and go on with --resume"
+            raise VisuomotorError(mismatch(str(self._path), "room for a line", str(error), advice)) from error
+        self._since, self._last = now, step
+        self.show(step, values)
+        self._say(step, now, values)
+
+    def show(self, step: int, values: Mapping[str, Any]) -> None:
+        """Numbers for the boards alone."""
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        for board in self._boards:
+            with _told(board):
+                board.write(step, numbers)
+
+    def sync(self) -> None:
+        """Waits until the lines have reached the disk."""
+        os.fsync(self._file.fileno())
+
+    def _say(self, step: int, now: float, values: Mapping[str, float | None]) -> None:
+        loss, speed = values["loss"], values["samples_per_second"]
+        if values.get("validation_loss") is not None:
+            self._validation = f"held out {values['validation_loss']:.4f}  "
+        said = f"loss {'none' if loss is None else f'{loss:.4f}'}  {self._validation}{speed:.0f} samples/s"
         if self._bar:
             self._bar.update(self._task, said=said)
         elif now - self._printed > 30 or step == self._steps:
@@ -64,9 +115,25 @@ class Metrics:
             print(f"step {step}/{self._steps}  {said}  {left / 60:.1f} min left", file=sys.stderr, flush=True)
 
 
-def _tensorboard(run: Path) -> Any:
+@contextmanager
+def _told(board: object) -> Generator[None]:
+    """A board that fails is told of, and the run goes on."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # the extra `tensorboard` is not installed
-        return None
-    return SummaryWriter(str(run / "tensorboard"))
+        yield
+    except OSError as error:
+        print(f"{type(board).__name__}: {error}", file=sys.stderr)
+
+
+def cut_lines(path: Path, step: int) -> None:
+    """Drops the lines of steps that a resumed run will take again, and one that was cut short."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
+        with replacing(path, durable=True) as draft:
+            draft.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")  # a line that was cut short when the run was killed

@@ -1,0 +1,182 @@
+"""Flags of the command's verbs, one frozen dataclass a verb; those of `train` follow from the configs, in cli.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """`visuomotor eval`; the fields are the arguments of `visuomotor.evaluation.evaluate.evaluate`."""
+
+    policy_source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="POLICY")]
+    """A run's folder (its newest checkpoint), a policy's folder, a policy that ships with Visuomotor, or a hub name."""
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder for eval.json, report.html and the videos. An earlier evaluation there is replaced."""
+    episodes: int = 500
+    """Episodes: 500 give a 95 % interval of about 8 percentage points, 50 of 25."""
+    seed: int = 100_000
+    """Seed of the first episode; the others follow it."""
+    env: Literal["pusht"] = "pusht"
+    """The task."""
+    noise_scheduler_type: Literal["DDPM", "DDIM"] | None = None
+    """The sampler; None takes the policy's own."""
+    num_inference_steps: int | None = None
+    """Denoising steps; None takes the policy's own."""
+    n_action_steps: int | None = None
+    """Executed steps of each prediction; None takes the policy's own."""
+    max_steps: int = 300
+    """Steps after which an episode has failed."""
+    videos: int = 3
+    """Successes to film, and failures: so many of each."""
+    environments: int | None = None
+    """Episodes that run at once; None runs all. Changes memory and time, not the result."""
+    policy_batch: int = 64
+    """Episodes in each call of the policy; another number may change the last bits of an action."""
+    device: str = "cpu"
+    """Where the policy runs: `cpu`, `cuda` or `mps`."""
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """`visuomotor convert`."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """Demonstrations: a LeRobot folder, a hub name, .zarr, .zarr.zip, robomimic .hdf5. For --to lerobot, a policy."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")]
+    """A new or an empty folder. It appears when it is whole."""
+    to: Literal["v3.0", "lerobot"] = "v3.0"
+    """`v3.0`: a LeRobot data set. `lerobot`: a policy as LeRobot 0.6 loads it."""
+    episodes: tuple[int, ...] | None = None
+    """Numbers of the episodes to take; None takes all."""
+    images: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Store frames as PNG in parquet, without loss, and not as video."""
+    video_codec: Literal["av1", "h264"] | None = None
+    """The codec of videos; None copies videos, leaves PNG as it is, and encodes other frames as av1."""
+    revision: str | None = None
+    """Of a name on the hub, a branch, tag or commit; None takes the newest format that it has."""
+
+
+@dataclass(frozen=True)
+class InfoOptions:
+    """`visuomotor info`."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """Demonstrations, as for `visuomotor train --data`."""
+    episodes: tuple[int, ...] | None = None
+    """Numbers of the episodes to look at; None takes all."""
+    revision: str | None = None
+    """Of a name on the hub, a branch, tag or commit; None takes the newest format that it has."""
+    frames: bool = True
+    """Look at the cameras' frames as well; they are decoded once, into the frame store."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print JSON, which has every finding, in place of tables."""
+    strict: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Leave with status 1 if something is found."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """`visuomotor demo`."""
+
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("outputs/demo")
+    """Where the run and the report go. A demo that was interrupted there goes on."""
+    steps: int | None = None
+    """Optimizer steps; None takes the preset's, which last some minutes."""
+    episodes: int = 50
+    """Episodes of the evaluation."""
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """`visuomotor record`."""
+
+    policy: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="POLICY")]
+    """The policy that demonstrates, as for `visuomotor eval`."""
+    output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """The .npz file to write; one that is there is replaced."""
+    episodes: int = 300
+    """Successful episodes to keep."""
+    seed: int = 1_000_000
+    """Seed of the first episode; the others follow it. From 1000000 on, far from those of evaluations."""
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """`visuomotor validate`; the fields are the arguments of `visuomotor.evaluation.open_loop.validate`."""
+
+    policy_source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="POLICY")]
+    """A run's folder (its newest checkpoint), a policy's folder, a policy that ships with Visuomotor, or a hub name."""
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder for validation.json and validation.html."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="SOURCE")] = None
+    """Demonstrations to compare with, as for `visuomotor train`; None takes those that the run was trained on."""
+    episodes: tuple[int, ...] | None = None
+    """Numbers of the episodes, best those that were held out of training; None takes all."""
+    draws: int = 4
+    """Noises that each chunk is predicted from."""
+    seed: int = 0
+    """Of the noises."""
+    plots: int = 3
+    """Episodes to draw, the first ones."""
+    device: str = "auto"
+    """Where the policy runs: `cpu`, `cuda`, `mps`, or `auto` for the best there is."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """`visuomotor report`."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run's folder; the run may be under way."""
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """`visuomotor cache`."""
+
+    action: tyro.conf.Positional[Literal["list", "clear"]]
+    """`list`: each camera's stored frames, of what, how large, and when last used. `clear`: delete them all."""
+
+
+@dataclass(frozen=True)
+class ImproveOptions:
+    """`visuomotor improve`; the fields are the arguments of `visuomotor.improvement.improve`."""
+
+    policy_source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="POLICY")]
+    """The policy to begin with: a run's folder, a policy's folder, one that ships with Visuomotor, or a hub name."""
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE")]
+    """The demonstrations that it was trained on, as for `visuomotor train`; several are joined."""
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder for improvement.json and the rounds."""
+    rounds: int = 4
+    """Rounds in all: roll out, keep the quick successes, train on them and on the demonstrations."""
+    episodes_per_round: int = 400
+    """Initial states a round, from seeds that no other round has."""
+    attempts: int = 3
+    """Episodes from each of them, with other noise; the shortest success counts."""
+    keep: float = 0.8
+    """Share of the solved initial states whose episode is kept, the shortest first."""
+    from_scratch: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Train each round's policy from random weights, and not from those of the round before."""
+    steps: int | None = None
+    """Optimizer steps a round; None takes 4000, and from scratch the recipe's."""
+    optimizer_lr: float | None = None
+    """Highest learning rate; None takes 3e-4, and from scratch the recipe's."""
+    preset_name: Annotated[str | None, tyro.conf.arg(name="preset")] = None
+    """Preset whose batch size, augmentation and so on are taken; None takes those of the policy's own run, or of the
+    preset with its name."""
+    seed: int = 2_000_000
+    """First seed of round 1; each round begins 100000 further on. From 1000000 on, far from those of evaluations."""
+    evaluation_episodes: int = 200
+    """Episodes of each round's policy from seed 500000 on, for comparisons; 0 leaves them out."""
+    max_steps: int = 300
+    """Steps after which an episode has failed."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with what --output holds; begin if it holds nothing."""
+    threads: int = 0
+    """Threads of torch on the processor; 0 leaves torch's choice. Results are equal for an equal number only."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `mps`, or `auto` for the best there is."""

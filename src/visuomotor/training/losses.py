@@ -1,0 +1,135 @@
+"""The loss between two lines of metrics.jsonl, and what happens when it is not finite."""
+
+import math
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from visuomotor.data.dataset import Dataset
+from visuomotor.errors import VisuomotorError, mismatch
+from visuomotor.training.checkpoint import last_good
+
+NAMED = 64  # windows of a batch that an error names
+
+
+class Losses:
+    """Adds up the loss since the last line, and keeps steps that are not finite away from the weights.
+
+    A step whose loss or gradient is not finite changes neither weights nor moments. On a processor both are looked at
+    before the step. On a GPU that would make the host wait at every step: there a flag on the device tells the fused
+    optimizer to leave the update out, and the host reads the numbers when they have arrived, a step or two later and
+    always before a line or a checkpoint is written.
+
+    Args:
+        optimizer: Fused, if `asynchronous`.
+        skip: Leave such batches out and go on; otherwise they end the run.
+        place: Names the windows of a step, for the error.
+        run: The run's folder, for the error.
+        noted: `state()` of the run that is resumed.
+        asynchronous: Whether the loss is computed on a GPU.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        skip: bool,
+        place: Callable[[int], str],
+        run: Path,
+        noted: dict[str, Any] | None = None,
+        asynchronous: bool = False,
+    ):
+        noted = noted or {"sum": 0.0, "count": 0, "skipped": 0}
+        device = optimizer.param_groups[0]["params"][0].device
+        self._sum = torch.tensor(noted["sum"], dtype=torch.float32, device=device)
+        self._skipped = torch.tensor(noted["skipped"], device=device)
+        self._count: int = noted["count"]
+        self._optimizer, self._asynchronous = optimizer, asynchronous
+        self._skip, self._place, self._run, self._told = skip, place, run, False
+        self._on_the_way: deque[tuple[int, torch.Tensor, Any]] = deque()
+
+    def accept(self, step: int, loss: torch.Tensor, gradient_norm: torch.Tensor) -> bool:
+        """Takes note of step number `step`, from 0; returns whether the optimizer is to be called.
+
+        Raises:
+            VisuomotorError: The loss or the gradient is not finite, of this step or (on a GPU) of an earlier one.
+        """
+        loss = loss.detach()
+        finite = loss.isfinite() & gradient_norm.isfinite()
+        self._sum += torch.where(finite, loss, 0)
+        self._skipped += ~finite
+        self._count += 1
+        numbers = torch.stack([loss, gradient_norm])
+        if not self._asynchronous:
+            return self._look(step, numbers)
+        self._optimizer.found_inf = (~finite).float()  # ty: ignore[missing-attribute]  # as torch's GradScaler does
+        event = None
+        if numbers.is_cuda:
+            numbers = torch.empty(2, pin_memory=True).copy_(numbers, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._on_the_way.append((step, numbers, event))
+        while self._on_the_way and _arrived(self._on_the_way[0][2]):
+            self._look(*self._on_the_way.popleft()[:2])
+        return True
+
+    def mean(self) -> dict[str, float | None]:
+        """The fields of a line: the mean `loss` since the last one, None if every step was left out; counts anew."""
+        self.settle()
+        skipped = int(self._skipped)
+        counted = self._count - skipped
+        fields: dict[str, float | None] = {"loss": self._sum.item() / counted if counted else None}
+        if self._skip:
+            fields["skipped_steps"] = skipped
+        self._sum.zero_()
+        self._skipped.zero_()
+        self._count = 0
+        return fields
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs so that its next line is that of a run which was never stopped."""
+        self.settle()
+        return {"sum": self._sum.item(), "count": self._count, "skipped": int(self._skipped)}
+
+    def settle(self) -> None:
+        """Waits for the numbers of all steps taken, and looks at them."""
+        while self._on_the_way:
+            step, numbers, event = self._on_the_way.popleft()
+            if event:
+                event.synchronize()
+            self._look(step, numbers)
+
+    def _look(self, step: int, numbers: torch.Tensor) -> bool:
+        loss, norm = numbers.tolist()
+        if math.isfinite(loss) and math.isfinite(norm):
+            return True
+        found = f"{loss:g} (gradient norm {norm:g})"
+        if not self._skip:
+            advice = "lower optimizer_lr, look at these windows, or resume and leave such batches out with "
+            advice += f"nonfinite_loss skip; {last_good(self._run)}"
+            expected, found = "a finite number", f"{found} from {self._place(step)}"
+            raise VisuomotorError(mismatch(f"loss of step {step + 1}", expected, found, advice))
+        if not self._told:
+            told = f"step {step + 1}: the loss is {found} and the batch is left out: {self._place(step)}; metrics.jsonl"
+            print(f"{told} counts further ones as skipped_steps", file=sys.stderr)
+            self._told = True
+        return False
+
+
+def name_windows(dataset: Dataset, rows: np.ndarray) -> str:
+    """The windows relative to these rows as a user knows them: by episode and frame."""
+    frames: dict[int, list[int]] = {}
+    for row in np.sort(rows[:NAMED]).tolist():
+        place = int(np.searchsorted(dataset.episode_ends, row, side="right"))
+        frames.setdefault(int(dataset.episodes[place]), []).append(row - int(dataset.episode_starts[place]))
+    parts = [f"episode {episode} frame {', '.join(map(str, there))}" for episode, there in frames.items()]
+    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    return f"the windows at {'; '.join(parts)}{more}"
+
+
+def _arrived(event: Any) -> bool:
+    return event is None or event.query()
