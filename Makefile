@@ -15,13 +15,16 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 TESTS := not lerobot and not gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lerobot lint format clean
+BENCHMARKED ?= outputs/benchmarks/pusht
+
+.PHONY: help demo test check lerobot benchmarks lint format clean
 
 help:
 	@echo "make demo    train a small Push-T policy here, measure it and write a report in $(OUTPUT) (about 12 minutes)"
 	@echo "make test    every test that needs neither LeRobot nor a GPU (under 15 minutes)"
 	@echo "make check   the fast tests and the lints (under 3 minutes)"
 	@echo "make lerobot the tests that run LeRobot itself; installs it in $(LEROBOT) (Python 3.12, some gigabytes)"
+	@echo "make benchmarks DATA=PUSHT.zarr.zip  writing, loading and training, side by side with LeRobot (an hour)"
 	@echo "make lint    ruff and ty"
 	@echo "make format  mend what ruff can mend"
 	@echo "make clean   delete $(VENV) and what tools leave behind; outputs stay"
@@ -37,6 +40,15 @@ check: $(VENV)/.dev lint
 
 lerobot: $(VENV)/.dev $(LEROBOT)/.installed
 	VISUOMOTOR_LEROBOT=$(LEROBOT)/bin/python $(BIN)/python -m pytest -m lerobot
+
+# DATA is the original zarr of Push-T, or any other name of those demonstrations.
+benchmarks: $(VENV)/.dev $(LEROBOT)/.installed
+	@test -n "$(DATA)" || { echo "error: DATA: expected Push-T's pusht_cchi_v7_replay.zarr.zip, got none;" \
+		"say make benchmarks DATA=FILE" >&2; exit 1; }
+	test -d $(BENCHMARKED) || $(BIN)/visuomotor convert $(DATA) $(BENCHMARKED)
+	$(BIN)/python benchmarks/writing.py $(DATA) --lerobot $(LEROBOT)/bin/python --episodes 60
+	$(BIN)/python benchmarks/loading.py $(BENCHMARKED) --lerobot $(LEROBOT)/bin/python
+	$(BIN)/python benchmarks/training.py $(BENCHMARKED) --lerobot $(LEROBOT)/bin/python --python $(BIN)/python
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -75,5 +87,5 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 $(LEROBOT)/.installed:
 	$(LEROBOT_PYTHON) -m venv $(LEROBOT)
-	$(LEROBOT)/bin/python -m pip install --disable-pip-version-check 'lerobot[dataset,diffusion]==0.6.1'
+	$(LEROBOT)/bin/python -m pip install --disable-pip-version-check 'lerobot[dataset,diffusion,training]==0.6.1'
 	@touch $@

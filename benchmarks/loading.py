@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--lerobot", required=True, help="the Python of LeRobot's environment")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=12, help="of LeRobot, in each round and setting; ours take 20 x")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=1, help="torch's here; a batch is hardly worth sharing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:

@@ -3,10 +3,11 @@
     make benchmarks DATA=PUSHT  # makes LeRobot's environment, and runs this and the others
     .venv/bin/python benchmarks/training.py PUSHT --lerobot .venv-lerobot/bin/python
 
-PUSHT is a LeRobot v3.0 folder of Push-T with AV1 video (`visuomotor convert pusht.zarr.zip PUSHT`). Both programs train
-the same networks in float32 on the same windows, 64 a step, with as many threads, and without an average of the weights,
-which LeRobot has not. The time of a step is what each program logs itself, data included, start-up and the first steps left
-out. Memory is the highest sum of a program's anonymous pages over its processes: pages of mapped files do not count.
+PUSHT is a LeRobot v3.0 folder of Push-T with AV1 video (`visuomotor convert pusht.zarr.zip PUSHT`). Both programs
+train the same networks in float32 on the same windows, 64 a step, with as many threads, and without an average of the
+weights, which LeRobot has not. The time of a step is what each program logs itself, with its data, without start-up and
+the first steps. Memory is the highest sum of a program's anonymous pages over its processes: pages of mapped files do
+not count.
 """
 
 import argparse

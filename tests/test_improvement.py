@@ -136,7 +136,7 @@ def test_training_goes_on_from_the_present_weights(policy, tmp_path):
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(policy, straight, tmp_path, monkeypatch):
-    real_rollout, real_loss, calls = gathering.rollout, DiffusionPolicy.compute_loss, []
+    real_rollout, real_loss, calls = gathering.rollout, DiffusionPolicy.forward, []
 
     def fails(function, at):
         def failing(*arguments, **options):
@@ -149,9 +149,9 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(policy, st
 
     for place, name, function, at in (
         (gathering, "rollout", real_rollout, 3),  # in the first round's second attempt
-        (DiffusionPolicy, "compute_loss", real_loss, 3),  # in its training
+        (DiffusionPolicy, "forward", real_loss, 3),  # in its training
         (gathering, "rollout", real_rollout, 2),
-        (DiffusionPolicy, "compute_loss", real_loss, 4),
+        (DiffusionPolicy, "forward", real_loss, 4),
     ):
         calls.clear()
         with monkeypatch.context() as broken:

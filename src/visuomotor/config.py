@@ -316,11 +316,15 @@ class TrainingConfig:
     steps: int = 200_000
     """Optimizer steps in all."""
     batch_size: int = 64
-    """Windows a step."""
+    """Windows a step, of all processes together."""
     noise_draws: int = 1
     """Noisy copies of each window's actions a step: the encoder runs once, the U-Net this many times."""
     observations: tuple[str, ...] | None = None
     """What the policy sees, by name; None takes all cameras and the two states."""
+    episodes: tuple[int, ...] | None = None
+    """Numbers of the episodes to train on; None takes all."""
+    tasks: tuple[str, ...] | None = None
+    """Names of the tasks to train on, as `visuomotor info` lists them; None takes all. The policy is not told which."""
     augmentation: Literal["none", "pusht-mirror"] = "none"
     """`pusht-mirror`: half of the windows reflected on Push-T's axis of symmetry. Right for Push-T only."""
     optimizer_lr: float = 1e-4
@@ -367,6 +371,10 @@ class TrainingConfig:
     trunk_precision: Literal["float32", "bfloat16"] = "float32"
     """Of the image trunk's convolutions in training; bfloat16 is faster where the processor or GPU has it. Key points
     and U-Net stay float32: bfloat16 would round a position of 512 pixels to 2 of them."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """bf16: encoder and denoiser compute in bfloat16, their weights and the key points stay float32. For GPUs."""
+    gradient_accumulation_steps: int = 1
+    """Parts in which a process takes its share of the batch, one after the other: less memory, the same gradient."""
     compile: bool = False
     """Compile the network with torch.compile: needs a C++ compiler, and some minutes at the start."""
     threads: int = 0
@@ -381,6 +389,7 @@ class TrainingConfig:
             for name in (
                 "steps",
                 "batch_size",
+                "gradient_accumulation_steps",
                 "noise_draws",
                 "save_every",
                 "keep_checkpoints",
@@ -408,7 +417,7 @@ class TrainingConfig:
                 "a fifth of the steps is usual",
             ),
             (
-                0 <= self.validation_episodes and (self.validation_episodes < 1 or self.validation_episodes % 1 == 0),
+                self.validation_episodes >= 0 and (self.validation_episodes < 1 or self.validation_episodes % 1 == 0),
                 "validation_episodes",
                 "a share below 1 or a whole number",
                 self.validation_episodes,

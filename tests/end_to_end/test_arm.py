@@ -4,16 +4,13 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
-from _pytest.mark.structures import ParameterSet
 from safetensors.torch import save_file
 
 from visuomotor.cli import main
-from visuomotor.config import TrainingConfig
 from visuomotor.data.dataset import load_dataset
 from visuomotor.evaluation.open_loop import validate
 from visuomotor.policy.checkpoint import load_policy, save_policy
@@ -40,12 +37,6 @@ def commands() -> list[list[str]]:
     """The indented lines that begin with `visuomotor`, each as its words."""
     joined = PAGE.replace("\\\n", " ")
     return [shlex.split(line)[1:] for line in joined.splitlines() if line.startswith("    visuomotor ")]
-
-
-def known(words: list[str]) -> list[str] | ParameterSet:
-    missing = "tasks" not in {spec.name for spec in fields(TrainingConfig)}
-    unknown = pytest.mark.xfail(missing, reason="TrainingConfig has no `tasks` yet", strict=True)
-    return pytest.param(words, marks=unknown) if "--tasks" in words else words
 
 
 def shrunk(words: list[str], steps: int) -> list[str]:
@@ -94,7 +85,7 @@ def test_the_recording_shows_what_the_arm_did(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [known(words) for words in commands()], ids=" ".join)
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_every_command_of_the_page_runs(folder: Path, hub_server: HubServer, words: list[str]) -> None:
     """In the page's order; the hub of the tests has the weights."""
     weights = hub_server.folder / "models" / "timm" / "resnet18.tv_in1k" / "main"

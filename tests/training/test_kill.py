@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends as one that was never disturbed."""
+"""A run that is killed again and again ends as one that never was. `VISUOMOTOR_KILLS` says how often, else 5."""
 
 import os
 import random

@@ -19,13 +19,13 @@ from .runs import change, contents, lines, names
 
 def spoil(monkeypatch: pytest.MonkeyPatch, step: int, factor: float) -> None:
     """The loss of one step, from 1, is multiplied."""
-    real, calls = DiffusionPolicy.compute_loss, []
+    real, calls = DiffusionPolicy.forward, []
 
-    def compute_loss(self: DiffusionPolicy, *arguments: object) -> torch.Tensor:
+    def forward(self: DiffusionPolicy, *arguments: object) -> torch.Tensor:
         calls.append(1)
         return real(self, *arguments) * (factor if len(calls) == step else 1)
 
-    monkeypatch.setattr(DiffusionPolicy, "compute_loss", compute_loss)
+    monkeypatch.setattr(DiffusionPolicy, "forward", forward)
 
 
 @pytest.mark.parametrize("factor", [math.inf, math.nan])

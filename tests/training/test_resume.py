@@ -191,15 +191,15 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
     from visuomotor.policy.diffusion import DiffusionPolicy
 
-    real, calls = DiffusionPolicy.compute_loss, []
+    real, calls = DiffusionPolicy.forward, []
 
-    def compute_loss(self, *arguments):
+    def forward(self, *arguments):
         calls.append(1)
         if len(calls) == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, *arguments)
 
-    monkeypatch.setattr(DiffusionPolicy, "compute_loss", compute_loss)
+    monkeypatch.setattr(DiffusionPolicy, "forward", forward)
 
 
 def test_a_stable_run_stopped_before_its_decay_is_extended_exactly(

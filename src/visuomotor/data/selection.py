@@ -11,7 +11,10 @@ from visuomotor.errors import DatasetError, mismatch
 
 
 def load_selection(
-    source: Source, episodes: Sequence[int] | None = None, tasks: Sequence[str] | None = None
+    source: Source,
+    episodes: Sequence[int] | None = None,
+    tasks: Sequence[str] | None = None,
+    resize: tuple[int, int] | None = None,
 ) -> Dataset:
     """The episodes that have one of these numbers and, in some frame, one of these tasks.
 
@@ -19,13 +22,14 @@ def load_selection(
         source: As for `load_dataset`.
         episodes: Their numbers; None takes all.
         tasks: Names of tasks as `visuomotor info` lists them; None takes all.
+        resize: (H, W) of the frames, as for `load_dataset`.
 
     Raises:
         DatasetError: The source is damaged, or lacks one of the episodes or, in these, one of the tasks.
     """
     if tasks is not None:
         episodes = episodes_of(read(source, episodes), tasks)
-    return load_dataset(source, episodes=episodes)
+    return load_dataset(source, episodes=episodes, resize=resize)
 
 
 def episodes_by_task(demonstrations: Demonstrations) -> dict[str, list[int]]:

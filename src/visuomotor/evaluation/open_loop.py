@@ -14,6 +14,7 @@ import torch
 
 from visuomotor import __version__
 from visuomotor.data.dataset import Dataset, Source, load_dataset
+from visuomotor.data.selection import load_selection
 from visuomotor.errors import CheckpointError, ConfigError, DatasetError, mismatch
 from visuomotor.evaluation.open_loop_page import Trace, validation_page
 from visuomotor.files import write_bytes, write_json
@@ -241,7 +242,8 @@ def _choose(
     run = read_run(parents[2])
     if episodes is not None:
         return run.source, episodes, "chosen"
-    dataset = load_dataset(run.source)
+    training = run.recipe.training
+    dataset = load_selection(run.source, training.episodes, training.tasks)
     _, held_out = split_windows(dataset, run.recipe)
     numbers = dataset.episodes[np.unique(np.searchsorted(dataset.episode_ends, held_out, side="right"))].tolist()
     return run.source, numbers or dataset.episodes.tolist(), HELD_OUT if numbers else TRAINED_ON

@@ -306,7 +306,8 @@ class DiffusionPolicy(nn.Module):
                 raise self._missing(name, observation)
             shape = tuple(observation[name].shape)
             expected = (shape[0] if size is None and shape else size, self.config.n_obs_steps, *feature.shape)
-            if shape != expected:
+            resized = (*expected[:3], *(self.config.resize_shape or ()))  # as the frame store gives images in training
+            if shape != expected and not (feature.type == "VISUAL" and shape == resized):
                 wanted = f"({'B' if size is None else size}, {', '.join(map(str, expected[1:]))})"
                 moved = len(shape) == 5 and shape[-1] == feature.shape[0]
                 advice = "move the channels first" if moved else "give To steps of the trained shape"

@@ -49,10 +49,10 @@ class Normalizer(nn.Module):
     def forward(self, name: str, values: Tensor) -> Tensor:
         """(..., *shape) in data units -> network units. Images as uint8 count as 0 to 1."""
         offset, scale = self._constants(name)
+        if values.dtype == torch.uint8:
+            return _normalize_bytes(values, offset * 255, scale * 255)
         if values.is_floating_point():
             values = values.to(offset.dtype)  # simulators give float64
-        if values.dtype == torch.uint8:
-            offset, scale = offset * 255, scale * 255
         return (values - offset) / scale
 
     def inverse(self, name: str, values: Tensor) -> Tensor:
@@ -63,6 +63,14 @@ class Normalizer(nn.Module):
     def _constants(self, name: str) -> tuple[Tensor, Tensor]:
         place = self.places[name]
         return getattr(self, f"offset_{place}"), getattr(self, f"scale_{place}")
+
+
+def _normalize_bytes(images: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
+    """The same for (..., C, H, W) bytes: whole rows of pixels at a time, with channels last in memory."""
+    rows = images.movedim(-3, -1).to(offset.dtype)  # (..., H, W, C), a copy in any case
+    width = rows.shape[-2]
+    rows = rows.flatten(-2).sub_(offset.flatten().repeat(width)).div_(scale.flatten().repeat(width))
+    return rows.unflatten(-1, (width, -1)).movedim(-1, -3)
 
 
 def _statistic(statistics: Statistics, name: str, key: str, shape: tuple[int, ...]) -> Tensor:

@@ -119,10 +119,12 @@ class RgbEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, feature_dim)."""
-        fast = self.training and self.bfloat16_trunk
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=fast):
+        device = images.device.type
+        fast = torch.is_autocast_enabled(device) or (self.training and self.bfloat16_trunk)
+        with torch.autocast(device, torch.bfloat16, enabled=fast):
             features = self.backbone(images)
-        return relu(self.out(self.pool(features.to(images.dtype)).flatten(1)))
+        with torch.autocast(device, enabled=False):  # a position of 512 pixels would be rounded to 2 of them
+            return relu(self.out(self.pool(features.to(images.dtype)).flatten(1)))
 
 
 def draw_offsets(size: tuple[int, int], count: int, config: DiffusionConfig, generator: Generator) -> Tensor | None:

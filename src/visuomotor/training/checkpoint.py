@@ -41,6 +41,7 @@ FREE = (
     "evaluate_every",
     "evaluate_episodes",
     "wandb_project",
+    "gradient_accumulation_steps",
     "compile",
     "threads",
     "device",
@@ -186,10 +187,11 @@ def load_checkpoint(
     load_weights(average.policy, folder / "policy" / "model.safetensors")
     for name, parameter in policy.named_parameters():
         moments = {moment: values[name] for moment, values in groups.items() if name in values}
-        # Fused optimizers count their steps on the device, others on the processor.
+        # Fused optimizers count their steps on the device, others on the processor; and they take it that moments lie
+        # in memory as their parameter does, which in a kernel of images is channels last.
         count_device = parameter.device if optimizer.defaults["fused"] else "cpu"
         optimizer.state[parameter] = {
-            moment: value.to(count_device if moment == "step" else parameter.device)
+            moment: value.to(count_device) if moment == "step" else torch.empty_like(parameter).copy_(value)
             for moment, value in moments.items()
         }
     return int(state["step"]), state.get("losses")

@@ -3,21 +3,25 @@
 import dataclasses
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from visuomotor.config import DiffusionConfig, Feature, Recipe, is_observed, nearest
-from visuomotor.data.dataset import Dataset, Source, load_dataset
+from visuomotor.data.dataset import Dataset, Source
 from visuomotor.data.joined import source_names
+from visuomotor.data.loading import prefetch
 from visuomotor.data.order import WindowOrder
 from visuomotor.data.pusht_geometry import mirror
+from visuomotor.data.selection import load_selection, unconditioned
 from visuomotor.errors import DatasetError, mismatch
 from visuomotor.policy.device import choose_device
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.policy.normalization import Statistics
+from visuomotor.policy.transformer import DiffusionTransformer
 from visuomotor.policy.unet import ConditionalUnet1d
 from visuomotor.policy.vision import RgbEncoder
 from visuomotor.training.average import WeightAverage
@@ -26,6 +30,7 @@ from visuomotor.training.evaluations import Evaluations
 from visuomotor.training.lock import lock
 from visuomotor.training.losses import Losses, name_windows
 from visuomotor.training.metrics import Metrics
+from visuomotor.training.processes import Processes
 from visuomotor.training.resume import fingerprint, open_run
 from visuomotor.training.schedule import decay_start, learning_rate
 from visuomotor.training.signals import stop_signals
@@ -57,17 +62,23 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
     device = choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    dataset = load_dataset(source)
-    recipe = dataclasses.replace(recipe, policy=fill_features(recipe, dataset))
-    for camera in recipe.policy.image_features:
-        dataset.frames[camera]  # decoded now, so that a damaged video leaves no run behind
+    processes = Processes(config, device)
+    device = processes.device
+    with processes.main_first():
+        dataset = load_selection(source, config.episodes, config.tasks, resize=recipe.policy.resize_shape)
+        recipe = dataclasses.replace(recipe, policy=fill_features(recipe, dataset))
+        for camera in recipe.policy.image_features:
+            dataset.frames[camera]  # decoded now, so that a damaged video leaves no run behind
+    if processes.main and (told := unconditioned(dataset.demonstrations)):
+        print(told, file=sys.stderr)
     statistics = _statistics(dataset, recipe)
     windows, held_out = split_windows(dataset, recipe)
     asked = Run(recipe, source_names(source), fingerprint(dataset, recipe, len(windows), statistics))
 
     with ExitStack() as stack:
-        stack.enter_context(lock(run))
-        newest = open_run(run, asked, resume)
+        if processes.main:
+            stack.enter_context(lock(run))
+        newest = processes.from_main(lambda: open_run(run, asked, resume))
         torch.manual_seed(config.seed)
         policy = DiffusionPolicy(recipe.policy, statistics, pretrained=newest is None)
         policy = policy.to(device).train()
@@ -75,7 +86,7 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
         for module in policy.modules():
             if isinstance(module, RgbEncoder):
                 module.bfloat16_trunk = config.trunk_precision == "bfloat16"
-            if config.compile and isinstance(module, RgbEncoder | ConditionalUnet1d):
+            if config.compile and isinstance(module, RgbEncoder | ConditionalUnet1d | DiffusionTransformer):
                 module.compile()
         optimizer = torch.optim.AdamW(
             policy.parameters(),
@@ -86,6 +97,7 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
             fused=device in ("cpu", "cuda"),
         )
         first_step, noted = load_checkpoint(newest, policy, average, optimizer) if newest else (0, None)
+        model = processes.wrap(policy)
 
         order = WindowOrder(windows, config.batch_size, config.seed)
         steps = {name: recipe.policy.observation_steps for name in recipe.policy.input_features}
@@ -98,19 +110,34 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
             noted=noted,
             asynchronous=device == "cuda",
         )
-        metrics = stack.enter_context(Metrics(run, first_step, recipe))
+        metrics = stack.enter_context(Metrics(run, first_step, recipe, silent=not processes.main))
         evaluations = stack.enter_context(Evaluations(run, recipe, metrics.show))
         stop = stack.enter_context(stop_signals())
-        checkpoint = newest
-        for step in range(first_step, config.steps):
-            generator = torch.Generator().manual_seed(_seed(config.seed, step))
-            batch = dataset.batch(order.batch(step), steps)
-            if config.augmentation == "pusht-mirror":
-                batch = mirror(batch, torch.rand(config.batch_size, generator=generator) < 0.5)
+        checkpoint, stopped = newest, False
 
-            loss = policy.compute_loss(batch, generator, config.noise_draws)
+        def gather(step: int) -> list[dict[str, Tensor]]:
+            rows = order.batch(step)
+            return [dataset.batch(rows[part], steps) for part in processes.parts]
+
+        coming = range(first_step, config.steps)
+        batches = stack.enter_context(closing(prefetch(gather, coming)))
+        for step, batch in zip(coming, batches, strict=True):
+            generator = torch.Generator().manual_seed(_seed(config.seed, step))
+            mirrored = (
+                torch.rand(config.batch_size, generator=generator) < 0.5 if config.augmentation != "none" else None
+            )
+            draws = policy.draw(config.batch_size, generator, config.noise_draws)
+            loss = torch.zeros((), device=device)
             optimizer.zero_grad()
-            loss.backward()
+            for part, windows_of_part in zip(processes.parts, batch, strict=True):
+                if mirrored is not None:
+                    windows_of_part = mirror(windows_of_part, mirrored[part])
+                with processes.collect(model, last=part is processes.parts[-1]):
+                    with processes.precision():
+                        share = model(windows_of_part, draws.part(part)) / len(batch)
+                    share.backward()
+                loss += share.detach()
+            loss = processes.mean(loss)
             gradient_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip_norm)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config)
@@ -118,10 +145,10 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
                 optimizer.step()
             average.update(step)
 
-            done, validated, stopped = step + 1, {}, bool(stop)
+            done, validated, stopped = step + 1, {}, processes.any(bool(stop))
             last, save = done == config.steps, done % config.save_every == 0
             metrics.tick(done)
-            if len(held_out) and (last or done % config.validate_every == 0):
+            if processes.main and len(held_out) and (last or done % config.validate_every == 0):
                 with metrics.pause():
                     loss_held_out = validation_loss(average.policy, dataset, held_out, steps, recipe)
                 validated = {"validation_loss": loss_held_out}
@@ -134,20 +161,23 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
                     **validated,
                 }
                 metrics.write(done, values)
-            if last or save or stopped or done == decay_start(config):
+            if processes.main and (last or save or stopped or done == decay_start(config)):
                 with metrics.pause():
                     metrics.sync()
                     noted = losses.state()
                     checkpoint = save_checkpoint(run, done, policy, average, optimizer, noted, config)
             if stopped:
                 break
-            evaluations.step(done, average.policy)
+            if processes.main:
+                evaluations.step(done, average.policy)
         evaluations.finish(stop)
-    if stop:
-        print(f"stopped; {checkpoint} is saved; go on with --resume", file=sys.stderr)
-        if stop[0] == signal.SIGINT:
+        checkpoint = processes.from_main(lambda: checkpoint)
+    if stop or stopped:
+        if processes.main:
+            print(f"stopped; {checkpoint} is saved; go on with --resume", file=sys.stderr)
+        if stop[:1] == [signal.SIGINT]:
             raise KeyboardInterrupt
-        raise SystemExit(128 + stop[0])
+        raise SystemExit(128 + (stop or [signal.SIGTERM])[0])
     assert checkpoint is not None
     return checkpoint
 

@@ -24,18 +24,25 @@ class Metrics:
     step, before clipping), `samples_per_second` (windows, since the last line, without the time of validation and
     checkpoints), `seconds` (since the run was started or resumed); with episodes held out `validation_loss` every
     `validate_every` steps; with nonfinite_loss skip `skipped_steps` (left out since the last line).
+
+    Args:
+        run: The run's folder.
+        first_step: Steps done.
+        recipe: With the features filled.
+        silent: Write and show nothing, as all processes but the main one.
     """
 
-    def __init__(self, run: Path, first_step: int, recipe: Recipe):
+    def __init__(self, run: Path, first_step: int, recipe: Recipe, silent: bool = False):
         self._steps, self._first, self._batch = recipe.training.steps, first_step, recipe.training.batch_size
-        self._boards = open_boards(run, first_step, recipe)
-        self._path = run / "metrics.jsonl"
+        self._silent = silent
+        self._boards = [] if silent else open_boards(run, first_step, recipe)
+        self._path = Path(os.devnull) if silent else run / "metrics.jsonl"
         self._file = self._path.open("a")
         self._start = self._printed = self._since = time.monotonic()
         self._last = first_step
         self._validation = ""
         self._bar: Any = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not silent:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -109,7 +116,7 @@ class Metrics:
         said = f"loss {'none' if loss is None else f'{loss:.4f}'}  {self._validation}{speed:.0f} samples/s"
         if self._bar:
             self._bar.update(self._task, said=said)
-        elif now - self._printed > 30 or step == self._steps:
+        elif not self._silent and (now - self._printed > 30 or step == self._steps):
             self._printed = now
             left = (now - self._start) / (step - self._first) * (self._steps - step)
             print(f"step {step}/{self._steps}  {said}  {left / 60:.1f} min left", file=sys.stderr, flush=True)

@@ -1,0 +1,100 @@
+"""The processes that train one policy together: one, unless torchrun has started several.
+
+Each takes its share of every batch. Everything random is drawn for the whole batch and then shared out, so that the
+same batch gives the same loss and gradient however many processes there are, up to rounding. Weights, moments and
+average are equal in all of them; the main one writes.
+"""
+
+import os
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from visuomotor.config import TrainingConfig
+from visuomotor.errors import ConfigError, mismatch
+
+Value = TypeVar("Value")
+
+
+class Processes:
+    """What the loop needs to know of the others.
+
+    Args:
+        config: Its `batch_size` is that of all processes together, `gradient_accumulation_steps` parts in each.
+        device: `cpu`, `cuda` or `mps`, of this process.
+
+    Attributes:
+        main: Whether this is the one that writes.
+        device: Where this one computes.
+
+    Raises:
+        ConfigError: The batch cannot be shared out equally; or Accelerate is not installed.
+    """
+
+    def __init__(self, config: TrainingConfig, device: str):
+        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        self.main, self.device = True, device
+        self._accelerator: Any = None
+        if self.count > 1:
+            self._accelerator = _accelerator(device)
+            self.main, self.device = self._accelerator.is_main_process, str(self._accelerator.device)
+        rank = self._accelerator.process_index if self._accelerator else 0
+        pieces = self.count * config.gradient_accumulation_steps
+        size, rest = divmod(config.batch_size, pieces)
+        if rest:
+            shared = f"{self.count} processes and {config.gradient_accumulation_steps} parts in each"
+            advice = "change batch_size, which is that of all together, or gradient_accumulation_steps"
+            raise ConfigError(mismatch("batch_size", f"a multiple of {pieces}: {shared}", config.batch_size, advice))
+        first = rank * config.gradient_accumulation_steps
+        places = range(first, first + config.gradient_accumulation_steps)
+        self.parts = [slice(place * size, (place + 1) * size) for place in places]
+        self._autocast = config.mixed_precision == "bf16"
+
+    def wrap(self, policy: nn.Module) -> nn.Module:
+        """The policy whose `forward` is the loss, and whose gradients will be those of all processes."""
+        return self._accelerator.prepare_model(policy) if self._accelerator else policy
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """In which the loss is computed."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self._autocast)
+
+    def collect(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Around the backward pass of a part: gradients are exchanged after the last one."""
+        return nullcontext() if last or not self._accelerator else self._accelerator.no_sync(model)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Of all processes, in each of them."""
+        return self._accelerator.reduce(value, "mean") if self._accelerator else value
+
+    def any(self, wish: bool) -> bool:
+        """Whether any process wishes it: all hear of it after the same step."""
+        if not self._accelerator:
+            return wish
+        return bool(self._accelerator.reduce(torch.tensor(float(wish), device=self.device), "sum"))
+
+    @contextmanager
+    def main_first(self) -> Generator[None]:
+        """The main process goes through this alone; the others follow when it is done, and find what it has made."""
+        with self._accelerator.main_process_first() if self._accelerator else nullcontext():
+            yield
+
+    def from_main(self, make: Callable[[], Value]) -> Value:
+        """What the main process makes; the others wait for it. If it fails there, torchrun ends the others."""
+        made = [make() if self.main else None]
+        if self._accelerator:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(made)
+        return made[0]  # ty: ignore[invalid-explicit-return]
+
+
+def _accelerator(device: str) -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        advice = "pip install 'visuomotor[accelerate]'"
+        raise ConfigError(mismatch("several processes", "the package accelerate", "none", advice)) from error
+    return Accelerator(cpu=device == "cpu")
