@@ -128,7 +128,6 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
             )
             draws = policy.draw(config.batch_size, generator, config.noise_draws)
             loss = torch.zeros((), device=device)
-            optimizer.zero_grad()
             for part, windows_of_part in zip(processes.parts, batch, strict=True):
                 if mirrored is not None:
                     windows_of_part = mirror(windows_of_part, mirrored[part])
@@ -143,6 +142,7 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
                 group["lr"] = learning_rate(step, config)
             if losses.accept(step, loss, gradient_norm):
                 optimizer.step()
+            optimizer.zero_grad()  # now, so that a checkpoint is not written beside gradients
             average.update(step)
 
             done, validated, stopped = step + 1, {}, processes.any(bool(stop))
