@@ -34,6 +34,7 @@ from visuomotor.data.order import WindowOrder
 from visuomotor.evaluation.evaluate import versions
 from visuomotor.files import write_json
 from visuomotor.policy.diffusion import DiffusionPolicy
+from visuomotor.policy.vision import draw_offsets
 
 BATCH, CROP, LAST = 64, (84, 84), 7  # windows; pixels; frames at an episode's end where no window begins
 SWEEP = {"num_workers": (0, 1, 2, 4), "video_backend": ("pyav", "torchcodec"), "threads": (1, 2)}
@@ -161,8 +162,12 @@ class Ours:
         self.policy = DiffusionPolicy(config, {name: dataset.statistics[name] for name in steps})
 
     def prepare(self, batch: dict[str, torch.Tensor], generator: torch.Generator | None) -> dict[str, torch.Tensor]:
-        """Cropped and normalised."""
-        prepared = self.policy._prepare(batch, generator)
+        """Cropped, at random where there is a generator, and normalised."""
+        size, offsets = self.policy.config.image_features[self.image].shape[1:], {}
+        if generator is not None:
+            drawn = draw_offsets((size[0], size[1]), len(batch["action"]), self.policy.config, generator)
+            offsets = {self.image: drawn}
+        prepared = self.policy._prepare(batch, offsets)
         return prepared | {"action": self.policy.normalizer("action", batch["action"])}
 
     def rate(self, order: WindowOrder, first: int, count: int, ahead: bool = True) -> float:
