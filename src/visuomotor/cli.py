@@ -107,6 +107,8 @@ def train(arguments: list[str]) -> None:
     training = TrainingConfig(**_visible(options.training))
     source = options.data[0] if len(options.data) == 1 else options.data
     checkpoint = run(Recipe(policy, training), source, options.output, resume=options.resume)
+    if os.environ.get("RANK", "0") != "0":  # torchrun: the first process speaks for all
+        return
     print(f"trained: {checkpoint}")
     verb, folder = ("validate", "validation") if name == "arm" else ("eval", "evaluation")
     print(f"next:    visuomotor {verb} {options.output} --output {options.output / folder}")

@@ -25,7 +25,7 @@ def launch(count: int, run: Path, data: Path, *flags: str) -> "subprocess.Popen[
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command += ["-m", "visuomotor", "train", "debug", "--data", str(data), "--output", str(run), "--threads", "1"]
     command += ["--log-every", "1", "--save-every", "3", *FLAGS, *flags]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
 
 
 def wait_for_lines(run: Path, process: "subprocess.Popen[str]", count: int) -> None:
@@ -36,8 +36,9 @@ def wait_for_lines(run: Path, process: "subprocess.Popen[str]", count: int) -> N
 
 
 def finish(process: "subprocess.Popen[str]") -> str:
-    _, said = process.communicate(timeout=180)
+    told, said = process.communicate(timeout=180)
     assert process.returncode == 0, said
+    assert told.count("trained: ") == 1  # by one of them
     return said
 
 
