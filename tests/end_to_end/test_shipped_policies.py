@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from visuomotor.cli import main
 from visuomotor.policy.checkpoint import ASSETS, load_policy
+from visuomotor.policy.lerobot_export import save_lerobot
 from visuomotor.simulation.pusht import observe
 from visuomotor.simulation.rollout import rollout
 
@@ -45,3 +47,17 @@ def test_a_shipped_policy_pushes_the_block_onto_its_target(name: str) -> None:
 if __name__ == "__main__":  # remakes golden_plans.json, when a shipped policy is replaced
     plans = {name: plan(name).tolist() for name in NAMES}
     (Path(__file__).parent / "golden_plans.json").write_text(json.dumps(plans, indent=1) + "\n")
+
+
+def test_a_policy_in_lerobots_format_is_evaluated_by_the_same_command(tmp_path: Path) -> None:
+    """And does what it did: LeRobot's folder has the same float32 weights and statistics."""
+    save_lerobot(load_policy("pusht-keypoints-small"), tmp_path / "lerobot")
+    episodes = []
+    for number, source in enumerate(("pusht-keypoints-small", str(tmp_path / "lerobot"))):
+        output = tmp_path / f"evaluation{number}"
+        flags = ["--episodes", "2", "--seed", "500000", "--max-steps", "16", "--videos", "0", "--output", str(output)]
+        assert main(["eval", source, *flags]) == 0
+        episodes.append(json.loads((output / "eval.json").read_text())["episodes"])
+    assert len(episodes[0]) == 2
+    for found, expected in zip(*episodes, strict=True):
+        assert found == pytest.approx(expected)
