@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 
-from visuomotor.config import Recipe
 from visuomotor.errors import VisuomotorError
 from visuomotor.evaluation.evaluate import summary, versions
 from visuomotor.evaluation.intervals import compare
@@ -29,6 +28,7 @@ from visuomotor.files import write_json
 from visuomotor.policy.checkpoint import load_policy, read_tensors
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.presets import preset
+from visuomotor.recipe import Recipe
 from visuomotor.simulation.rollout import rollout
 from visuomotor.training.loop import train
 

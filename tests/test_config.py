@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from visuomotor.config import DiffusionConfig, Feature, Recipe, TrainingConfig, from_json, nearest, to_json
+from visuomotor.config import DiffusionConfig, Feature, from_json, nearest, to_json
 from visuomotor.errors import ConfigError
+from visuomotor.recipe import Recipe, TrainingConfig
 
 IMAGE = Feature("VISUAL", (3, 96, 96))
 STATE = Feature("STATE", (2,))

@@ -3,10 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from visuomotor.config import Feature, Recipe, from_json, to_json
+from visuomotor.config import Feature, from_json, to_json
 from visuomotor.errors import ConfigError
 from visuomotor.policy.diffusion import DiffusionModel
 from visuomotor.presets import PRESETS, preset
+from visuomotor.recipe import Recipe
 
 
 @pytest.mark.parametrize("name", PRESETS)

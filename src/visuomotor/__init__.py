@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visuomotor.config import DiffusionConfig, Feature, Recipe, TrainingConfig
+    from visuomotor.config import DiffusionConfig, Feature
     from visuomotor.data.conversion import convert
     from visuomotor.data.dataset import Dataset, load_dataset
     from visuomotor.data.writer import DatasetWriter
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from visuomotor.policy.checkpoint import load_policy, save_policy
     from visuomotor.policy.diffusion import DiffusionPolicy
     from visuomotor.presets import preset
+    from visuomotor.recipe import Recipe, TrainingConfig
     from visuomotor.training.loop import train
 
 __version__ = "0.1.0"
@@ -33,8 +34,8 @@ _HOMES = {
     "DiffusionConfig": "config",
     "DiffusionPolicy": "policy.diffusion",
     "Feature": "config",
-    "Recipe": "config",
-    "TrainingConfig": "config",
+    "Recipe": "recipe",
+    "TrainingConfig": "recipe",
     "VisuomotorError": "errors",
     "convert": "data.conversion",
     "evaluate": "evaluation.evaluate",

@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from visuomotor.config import DiffusionConfig, Feature, FeatureType, NormalizationMode, Recipe, TrainingConfig, nearest
+from visuomotor.config import DiffusionConfig, Feature, FeatureType, NormalizationMode, nearest
 from visuomotor.errors import ConfigError, VisuomotorError, mismatch
 from visuomotor.options import (
     CacheOptions,
@@ -33,6 +33,7 @@ from visuomotor.options import (
     ReportOptions,
     ValidateOptions,
 )
+from visuomotor.recipe import Recipe, TrainingConfig
 
 # The library is imported inside the verbs: torch alone takes longer than `visuomotor --help` may.
 

@@ -12,14 +12,14 @@ FeatureType = Literal["STATE", "ENV", "VISUAL", "ACTION"]
 NormalizationMode = Literal["MIN_MAX", "MEAN_STD", "IDENTITY"]
 FLOW = "FlowMatchEuler"
 Config = TypeVar("Config")
-_STRICT = {"extra": "forbid"}  # how pydantic reads these classes: an unknown field is an error
+STRICT = {"extra": "forbid"}  # how pydantic reads these classes: an unknown field is an error
 
 
 @dataclass(frozen=True)
 class Feature:
     """One input or output of a policy."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     type: FeatureType
     """What it is; `normalization_mapping` goes by this."""
@@ -35,7 +35,7 @@ class DiffusionConfig:
     84, GroupNorm, no pretrained weights), and `ENV` is normalised. What is ours alone says "Not in LeRobot".
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     input_features: dict[str, Feature] = field(default_factory=dict)
     """Observations by name; training fills it from the data set."""
@@ -124,7 +124,7 @@ class DiffusionConfig:
     """Leave actions beyond the episode's end out of the loss."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
         stages, trained = len(self.down_dims), self.num_train_timesteps
         rules = [
             (self.n_obs_steps >= 1, "n_obs_steps", "1 or more", self.n_obs_steps, "observe at least the present"),
@@ -239,7 +239,7 @@ class DiffusionConfig:
         ]
         for name, shape in (("resize_shape", self.resize_shape), ("crop_shape", self.crop_shape), ("crop", self.crop)):
             rules.append((shape is None or min(shape) > 0, name, "a positive (H, W)", shape, "or None to leave it out"))
-        _check(rules)
+        check_rules(rules)
         self._check_features()
 
     def _check_features(self) -> None:
@@ -307,167 +307,18 @@ class DiffusionConfig:
         return observed | {"action": [step / fps for step in self.action_steps]}
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a policy is trained. Push-T's published recipe where nothing else is said."""
-
-    __pydantic_config__ = _STRICT
-
-    steps: int = 200_000
-    """Optimizer steps in all."""
-    batch_size: int = 64
-    """Windows a step, of all processes together."""
-    noise_draws: int = 1
-    """Noisy copies of each window's actions a step: the encoder runs once, the U-Net this many times."""
-    observations: tuple[str, ...] | None = None
-    """What the policy sees, by name; None takes all cameras and the two states."""
-    episodes: tuple[int, ...] | None = None
-    """Numbers of the episodes to train on; None takes all."""
-    tasks: tuple[str, ...] | None = None
-    """Names of the tasks to train on, as `visuomotor info` lists them; None takes all. The policy is not told which."""
-    augmentation: Literal["none", "pusht-mirror"] = "none"
-    """`pusht-mirror`: half of the windows reflected on Push-T's axis of symmetry. Right for Push-T only."""
-    optimizer_lr: float = 1e-4
-    """Highest learning rate."""
-    optimizer_betas: tuple[float, float] = (0.95, 0.999)
-    """AdamW's decay of the first and second moment."""
-    optimizer_eps: float = 1e-8
-    """AdamW's epsilon."""
-    optimizer_weight_decay: float = 1e-6
-    """AdamW's weight decay."""
-    scheduler_name: Literal["cosine", "warmup-stable-decay"] = "cosine"
-    """The learning rate after the warm-up: half a cosine to zero at `steps`; or constant until the last
-    `scheduler_decay_steps`, so that a run which is extended before these is exactly the longer run."""
-    scheduler_warmup_steps: int = 500
-    """Steps in which the learning rate rises linearly from zero."""
-    scheduler_decay_steps: int | None = None
-    """Last steps of warmup-stable-decay, in which the rate falls to zero; None takes a fifth of `steps`."""
-    grad_clip_norm: float = 10.0
-    """Gradients are scaled down to this norm."""
-    ema_power: float = 0.75
-    """Average of the weights: decay 1 - (1 + step) ** -ema_power, as in the original code."""
-    ema_max_decay: float = 0.9999
-    """Highest decay of the average; 0 leaves the average out."""
-    seed: int = 0
-    """Decides the initial weights, the order of the data, crops, noise, and the episodes held out."""
-    nonfinite_loss: Literal["stop", "skip"] = "stop"
-    """What a loss or gradient that is not finite does: ends the run at that step, or leaves the batch out."""
-    validation_episodes: float = 0
-    """Episodes that are not trained on but measure the loss: a share of all if below 1, else a number."""
-    validate_every: int = 1_000
-    """Steps between measurements of the averaged policy's loss on the episodes held out."""
-    save_every: int = 5_000
-    """Steps between checkpoints; one is always written at the end."""
-    keep_checkpoints: int = 2
-    """Newest checkpoints kept; older ones are deleted."""
-    log_every: int = 50
-    """Steps between lines of metrics.jsonl."""
-    evaluate_every: int = 0
-    """Steps between evaluations on Push-T in the background, of a copy of the averaged policy; 0 for none."""
-    evaluate_episodes: int = 50
-    """Episodes of each of them, from seed 500000 on."""
-    wandb_project: str | None = None
-    """Weights & Biases project to log to as well (extra `wandb`; WANDB_MODE=offline keeps it on this machine)."""
-    trunk_precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the image trunk's convolutions in training; bfloat16 is faster where the processor or GPU has it. Key points
-    and U-Net stay float32: bfloat16 would round a position of 512 pixels to 2 of them."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """bf16: encoder and denoiser compute in bfloat16, their weights and the key points stay float32. For GPUs."""
-    gradient_accumulation_steps: int = 1
-    """Parts in which a process takes its share of the batch, one after the other: less memory, the same gradient."""
-    compile: bool = False
-    """Compile the network with torch.compile: needs a C++ compiler, and some minutes at the start."""
-    threads: int = 0
-    """Threads of torch on the processor; 0 leaves torch's choice. Results are equal for an equal number only."""
-    device: str = "auto"
-    """`cpu`, `cuda`, `mps`, or `auto` for the best there is."""
-
-    def __post_init__(self) -> None:
-        _check_choices(self)
-        rules = [
-            (getattr(self, name) >= 1, name, "1 or more", getattr(self, name), "choose a positive number")
-            for name in (
-                "steps",
-                "batch_size",
-                "gradient_accumulation_steps",
-                "noise_draws",
-                "save_every",
-                "keep_checkpoints",
-                "log_every",
-                "validate_every",
-                "evaluate_episodes",
-            )
-        ]
-        rules += [
-            (self.optimizer_lr > 0, "optimizer_lr", "a positive number", self.optimizer_lr, "1e-4 is the usual one"),
-            (self.grad_clip_norm > 0, "grad_clip_norm", "a positive number", self.grad_clip_norm, "10 is the default"),
-            (0 <= self.ema_max_decay < 1, "ema_max_decay", "a number in [0, 1)", self.ema_max_decay, "use 0.9999"),
-            (
-                self.scheduler_warmup_steps >= 0,
-                "scheduler_warmup_steps",
-                "0 or more",
-                self.scheduler_warmup_steps,
-                "500 is usual",
-            ),
-            (
-                0 <= (self.scheduler_decay_steps or 0) <= self.steps,
-                "scheduler_decay_steps",
-                f"0 to steps = {self.steps}",
-                self.scheduler_decay_steps,
-                "a fifth of the steps is usual",
-            ),
-            (
-                self.validation_episodes >= 0 and (self.validation_episodes < 1 or self.validation_episodes % 1 == 0),
-                "validation_episodes",
-                "a share below 1 or a whole number",
-                self.validation_episodes,
-                "0.05 holds out one in twenty",
-            ),
-            (self.evaluate_every >= 0, "evaluate_every", "0 or more", self.evaluate_every, "0 leaves it out"),
-            (
-                all(0 <= beta < 1 for beta in self.optimizer_betas),
-                "optimizer_betas",
-                "two numbers in [0, 1)",
-                self.optimizer_betas,
-                "the recipe has 0.95 and 0.999",
-            ),
-            (self.optimizer_eps > 0, "optimizer_eps", "a positive number", self.optimizer_eps, "use 1e-8"),
-            (
-                self.optimizer_weight_decay >= 0,
-                "optimizer_weight_decay",
-                "0 or more",
-                self.optimizer_weight_decay,
-                "the recipe has 1e-6",
-            ),
-            (self.threads >= 0, "threads", "0 or more", self.threads, "0 leaves torch's choice"),
-        ]
-        _check(rules)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A policy and how to train it: what a preset names, and what a run's `config.json` holds."""
-
-    __pydantic_config__ = _STRICT
-
-    policy: DiffusionConfig
-    """What is trained."""
-    training: TrainingConfig
-    """How it is trained."""
-
-
 def is_observed(name: str, feature: Feature) -> bool:
     """Whether the network takes this observation: a camera, or one of the two states that LeRobot's policy knows."""
     return feature.type == "VISUAL" or name in ("observation.state", "observation.environment_state")
 
 
-def _check(rules: Sequence[tuple[bool, str, object, object, str]]) -> None:
+def check_rules(rules: Sequence[tuple[bool, str, object, object, str]]) -> None:
     for holds, name, expected, found, advice in rules:
         if not holds:
             raise ConfigError(mismatch(name, expected, found, advice))
 
 
-def _check_choices(config: Any) -> None:
+def check_choices(config: Any) -> None:
     """A Literal field holds one of its values; a wrong one is answered with the nearest."""
     for spec in dataclasses.fields(config):
         choices = get_args(spec.type)

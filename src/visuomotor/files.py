@@ -109,7 +109,7 @@ def write_hashes(folder: Path) -> None:
     """Notes length and SHA-256 of every file below a folder in its `hashes.json`."""
     paths = list(_files(folder))
     with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-        digests = list(pool.map(_sha256, paths))
+        digests = list(pool.map(sha256, paths))
     noted = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, digests, strict=True)
@@ -139,7 +139,7 @@ def find_damage(folder: Path, part: str = "") -> str | None:
         if there[name].stat().st_size != expected[name][0]:
             return f"{name} has {there[name].stat().st_size} bytes of {expected[name][0]}"
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(_sha256, [there[name] for name in chosen])
+        digests = pool.map(sha256, [there[name] for name in chosen])
         for name, digest in zip(chosen, digests, strict=True):
             if digest != expected[name][1]:
                 return f"{name} has been altered (SHA-256 {digest[:12]}..., not {expected[name][1][:12]}...)"
@@ -150,7 +150,8 @@ def _files(folder: Path) -> Iterable[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / HASHES)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """A file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -10,7 +10,6 @@ DIR/round_001/evaluation/    the round's policy on seeds for tuning
 It joins training, simulation and evaluation, none of which knows of it.
 """
 
-import hashlib
 import json
 import shutil
 import sys
@@ -22,15 +21,15 @@ from typing import Any
 
 import torch
 
-from visuomotor.config import Recipe, TrainingConfig
 from visuomotor.data.joined import source_names
 from visuomotor.errors import ConfigError, mismatch
 from visuomotor.evaluation.evaluate import evaluate, summary
-from visuomotor.files import write_json
+from visuomotor.files import sha256, write_json
 from visuomotor.policy.checkpoint import find_policy, load_policy, newest_checkpoint, read_json
 from visuomotor.policy.device import choose_device
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.presets import PRESETS, preset
+from visuomotor.recipe import Recipe, TrainingConfig
 from visuomotor.simulation.demonstrations import FIRST_SEED, write_demonstrations
 from visuomotor.simulation.gathering import gather, select, until_success
 from visuomotor.simulation.pusht import MAX_STEPS
@@ -110,7 +109,7 @@ def improve(
     base = replace(base, **{name: value for name, value in asked.items() if value is not None})
     settings = {
         "policy": str(policy_source),
-        "weights_sha256": _sha256(find_policy(policy_source) / "model.safetensors"),
+        "weights_sha256": sha256(find_policy(policy_source) / "model.safetensors"),
         "data": source_names(sources),
         "seed": seed,
         "episodes_per_round": episodes_per_round,
@@ -297,11 +296,6 @@ def _seconds(metrics: Path) -> float:
     counts = [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()]
     ends = [now for now, later in pairwise(counts) if later < now]
     return round(sum(ends) + counts[-1], 1)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(rounds: int, episodes: int, attempts: int, keep: float, seed: int, evaluation_episodes: int) -> None:

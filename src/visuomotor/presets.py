@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from visuomotor.config import DiffusionConfig, Recipe, TrainingConfig, nearest
+from visuomotor.config import DiffusionConfig, nearest
 from visuomotor.errors import ConfigError, mismatch
+from visuomotor.recipe import Recipe, TrainingConfig
 
 KEYPOINTS = ("observation.state", "observation.environment_state")
 IMAGE = ("observation.image", "observation.state")

@@ -12,7 +12,7 @@ from visuomotor.config import Feature
 from visuomotor.data.dataset import load_dataset
 from visuomotor.data.writer import DatasetWriter
 from visuomotor.errors import CheckpointError, ConfigError, DatasetError
-from visuomotor.evaluation.open_loop import BATCH, HELD_OUT, TRAINED_ON, Comparison, compare, summary, validate
+from visuomotor.evaluation.open_loop import BATCH, HELD_OUT, TRAINED_ON, Replay, replay_episodes, summary, validate
 from visuomotor.policy.checkpoint import save_policy
 from visuomotor.policy.diffusion import DiffusionPolicy
 
@@ -62,15 +62,15 @@ class OffByTwo:
 
 
 def test_errors_are_exact(source: Path) -> None:
-    comparison = compare(OffByTwo(make_policy(source)), load_dataset(source), draws=2)[0]
+    replay = replay_episodes(OffByTwo(make_policy(source)), load_dataset(source), draws=2)[0]
     steps = np.arange(11) % 4  # frames since the chunk began
     recorded = np.stack([np.arange(11), -2 * np.arange(11)], axis=1)
-    np.testing.assert_array_equal(comparison.recorded, recorded)
+    np.testing.assert_array_equal(replay.recorded, recorded)
     stays = recorded - np.stack([steps, -2 * steps], axis=1)
-    np.testing.assert_allclose(comparison.predicted, [stays + 2, stays - 2])
+    np.testing.assert_allclose(replay.predicted, [stays + 2, stays - 2])
     held = [0, 0, 0, 0, 3, 3, 3, 3, 7, 7, 7]  # the action before each chunk; at the beginning the first one
-    np.testing.assert_array_equal(comparison.held[:, 0], held)
-    errors = comparison.errors()
+    np.testing.assert_array_equal(replay.held[:, 0], held)
+    errors = replay.errors()
     np.testing.assert_allclose(errors["mean_absolute_error"][0], np.mean([np.abs(2 - steps), 2 + steps]))
     np.testing.assert_allclose(errors["mean_squared_error"][0], np.mean([(2 - steps) ** 2, (2 + steps) ** 2]))
     np.testing.assert_allclose(
@@ -79,9 +79,9 @@ def test_errors_are_exact(source: Path) -> None:
 
 
 def test_every_frame_counts_the_same() -> None:
-    def constant(episode: int, frames: int, off: float, hold: float) -> Comparison:
+    def constant(episode: int, frames: int, off: float, hold: float) -> Replay:
         zeros = np.zeros((frames, 2))
-        return Comparison(episode, zeros, np.stack([zeros + off, zeros - off]), zeros + np.array([hold, 0]))
+        return Replay(episode, zeros, np.stack([zeros + off, zeros - off]), zeros + np.array([hold, 0]))
 
     result = summary([constant(3, 1, 4.0, 8.0), constant(7, 3, 0.0, 8.0)], ["a", "b"])
     a, b = result["joints"]
@@ -98,18 +98,18 @@ def test_every_frame_counts_the_same() -> None:
 
 def test_a_joint_that_hardly_moves_does_not_decide() -> None:
     recorded, held = np.zeros((2, 4)), np.full((2, 4), [10.0, 5.0, 1e-6, 0.0])
-    result = summary([Comparison(0, recorded, recorded[None] + 1.0, held)], ["a", "b", "jitters", "fixed"])
+    result = summary([Replay(0, recorded, recorded[None] + 1.0, held)], ["a", "b", "jitters", "fixed"])
     assert result["relative_error"] == pytest.approx(0.2)  # of 0.1, 0.2 and a million
 
 
 @pytest.mark.parametrize("scheduler", ["DDIM", "DDPM"])
 def test_a_chunk_depends_on_seed_episode_and_frame_alone(source: Path, scheduler: str) -> None:
     policy = make_policy(source, noise_scheduler_type=scheduler)
-    both = compare(policy, load_dataset(source), draws=2, seed=5)
-    alone = compare(policy, load_dataset(source, episodes=[2]), draws=3, seed=5)
-    assert [comparison.episode for comparison in both] == [0, 1, 2]
+    both = replay_episodes(policy, load_dataset(source), draws=2, seed=5)
+    alone = replay_episodes(policy, load_dataset(source, episodes=[2]), draws=3, seed=5)
+    assert [replay.episode for replay in both] == [0, 1, 2]
     np.testing.assert_array_equal(both[2].predicted, alone[0].predicted[:2])
-    other = compare(policy, load_dataset(source), draws=2, seed=6)
+    other = replay_episodes(policy, load_dataset(source), draws=2, seed=6)
     assert (both[0].predicted != other[0].predicted).any()
     assert (both[0].predicted[0] != both[0].predicted[1]).any()
 
@@ -117,22 +117,22 @@ def test_a_chunk_depends_on_seed_episode_and_frame_alone(source: Path, scheduler
 def test_it_predicts_what_the_policy_would_do_there(source: Path) -> None:
     """`select_action` on the recorded observations, with the same noise, gives the same actions."""
     policy, dataset = make_policy(source), load_dataset(source)
-    (comparison,) = compare(policy, load_dataset(source, episodes=[0]), draws=1, seed=1)
+    (replay,) = replay_episodes(policy, load_dataset(source, episodes=[0]), draws=1, seed=1)
     shape = (policy.noise_draws(), 1, policy.config.horizon, 2)
     for frame in range(LENGTHS[0]):
         noise = np.random.default_rng((1, 0, frame, 0)).standard_normal(shape, dtype=np.float32)
         action = policy.select_action(
             {"observation.state": dataset[frame]["observation.state"][None]}, torch.as_tensor(noise)
         )
-        np.testing.assert_allclose(comparison.predicted[0, frame], action[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(replay.predicted[0, frame], action[0], rtol=1e-5, atol=1e-5)
 
 
 def test_more_chunks_than_a_batch_holds(source: Path) -> None:
     policy = make_policy(source, n_action_steps=1)
     assert sum(LENGTHS) > BATCH
-    whole = compare(policy, load_dataset(source), draws=1)
+    whole = replay_episodes(policy, load_dataset(source), draws=1)
     for number, length in enumerate(LENGTHS):
-        (alone,) = compare(policy, load_dataset(source, episodes=[number]), draws=1)
+        (alone,) = replay_episodes(policy, load_dataset(source, episodes=[number]), draws=1)
         assert whole[number].predicted.shape == (1, length, 2)
         np.testing.assert_array_equal(whole[number].predicted, alone.predicted)
 
@@ -249,4 +249,4 @@ def test_actions_that_are_no_numbers(source: Path) -> None:
     policy = make_policy(source)
     policy.normalizer.scale_1.fill_(torch.nan)
     with pytest.raises(CheckpointError, match="action: expected finite numbers"):
-        compare(policy, load_dataset(source), draws=1)
+        replay_episodes(policy, load_dataset(source), draws=1)

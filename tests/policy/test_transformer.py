@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from visuomotor.config import DiffusionConfig, Recipe
+from visuomotor.config import DiffusionConfig
 from visuomotor.policy.checkpoint import load_policy, save_policy
 from visuomotor.policy.transformer import DiffusionTransformer, TransformerBlock
 from visuomotor.presets import KEYPOINTS, preset
+from visuomotor.recipe import Recipe
 from visuomotor.simulation.rollout import rollout
 from visuomotor.training.loop import train
 

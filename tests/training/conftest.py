@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from visuomotor.config import Recipe
 from visuomotor.presets import preset
+from visuomotor.recipe import Recipe
 
 
 @pytest.fixture(scope="session")

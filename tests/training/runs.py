@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from visuomotor.config import Recipe
+from visuomotor.recipe import Recipe
 
 TIMED = ("samples_per_second", "seconds")
 

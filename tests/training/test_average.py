@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from visuomotor.config import Feature, Recipe
+from visuomotor.config import Feature
 from visuomotor.policy.diffusion import DiffusionPolicy
+from visuomotor.recipe import Recipe
 from visuomotor.training.average import WeightAverage
 
 

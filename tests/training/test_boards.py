@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from visuomotor.config import Recipe
 from visuomotor.errors import ConfigError
+from visuomotor.recipe import Recipe
 from visuomotor.training import boards
 from visuomotor.training.loop import train
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from visuomotor.config import Recipe
 from visuomotor.errors import CheckpointError, VisuomotorError
+from visuomotor.recipe import Recipe
 from visuomotor.training import checkpoint
 from visuomotor.training.loop import train
 from visuomotor.training.metrics import Metrics

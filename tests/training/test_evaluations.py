@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from visuomotor.config import Feature, Recipe
+from visuomotor.config import Feature
 from visuomotor.errors import ConfigError
+from visuomotor.recipe import Recipe
 from visuomotor.training import evaluations
 from visuomotor.training.evaluations import FIRST_SEED, Evaluations
 from visuomotor.training.loop import train

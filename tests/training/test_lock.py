@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from visuomotor.config import Recipe
 from visuomotor.errors import ConfigError
+from visuomotor.recipe import Recipe
 from visuomotor.training.lock import lock
 from visuomotor.training.loop import train
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from visuomotor.config import Recipe
 from visuomotor.data.dataset import load_dataset
 from visuomotor.data.pusht_geometry import mirror
 from visuomotor.errors import ConfigError, DatasetError
 from visuomotor.policy.checkpoint import load_policy
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.presets import preset
+from visuomotor.recipe import Recipe
 from visuomotor.training import loop
 from visuomotor.training.loop import train
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from visuomotor.config import Recipe
 from visuomotor.errors import CheckpointError, VisuomotorError
 from visuomotor.policy.diffusion import DiffusionPolicy
+from visuomotor.recipe import Recipe
 from visuomotor.training import losses as module
 from visuomotor.training.loop import train
 from visuomotor.training.losses import Losses

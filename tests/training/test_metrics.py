@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from visuomotor.config import Recipe
+from visuomotor.recipe import Recipe
 from visuomotor.training.metrics import Metrics, cut_lines
 
 from .runs import change

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from visuomotor.config import Recipe
 from visuomotor.errors import ConfigError
+from visuomotor.recipe import Recipe
 from visuomotor.training.loop import train
 
 from .runs import change, lines, names

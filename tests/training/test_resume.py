@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from visuomotor.config import Recipe
 from visuomotor.errors import CheckpointError, ConfigError, DatasetError
 from visuomotor.policy.checkpoint import load_policy
+from visuomotor.recipe import Recipe
 from visuomotor.training.loop import train
 
 from .runs import change, contents, lines, names

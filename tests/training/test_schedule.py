@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
 
-from visuomotor.config import TrainingConfig
 from visuomotor.errors import ConfigError
+from visuomotor.recipe import TrainingConfig
 from visuomotor.training.schedule import decay_start, first_difference, learning_rate
 
 STABLE = "warmup-stable-decay"

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from visuomotor.config import Recipe
 from visuomotor.data.dataset import Dataset, load_dataset
 from visuomotor.errors import ConfigError, DatasetError
 from visuomotor.policy.checkpoint import load_policy
+from visuomotor.recipe import Recipe
 from visuomotor.training.loop import train
 from visuomotor.training.validation import split_windows, validation_loss
 

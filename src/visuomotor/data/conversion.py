@@ -23,7 +23,7 @@ from visuomotor.data.frames import Camera
 from visuomotor.data.lerobot_meta import read_json
 from visuomotor.data.video import decode
 from visuomotor.data.writer_features import DEFAULTS, check_features, check_fps
-from visuomotor.data.writer_files import DatasetFiles, Episode, hold, new_info
+from visuomotor.data.writer_files import DatasetFiles, Episode, new_info
 from visuomotor.data.writer_statistics import Statistics
 from visuomotor.data.writer_video import (
     CODECS,
@@ -38,7 +38,7 @@ from visuomotor.data.writer_video import (
     video_kind,
 )
 from visuomotor.errors import DatasetError, mismatch
-from visuomotor.files import atomic_folder
+from visuomotor.files import atomic_folder, hold
 
 SHARES = 2  # parts of the work for each thread, so that all end at about the same time
 Video = Literal["auto", "av1", "h264"]

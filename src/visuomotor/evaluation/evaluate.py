@@ -1,6 +1,5 @@
 """A policy's figures on Push-T, written as one folder: `eval.json`, `report.html` and videos."""
 
-import hashlib
 import inspect
 import platform
 import shlex
@@ -18,7 +17,7 @@ from visuomotor.errors import ConfigError, mismatch
 from visuomotor.evaluation.intervals import wilson_interval
 from visuomotor.evaluation.report import report
 from visuomotor.evaluation.video import episode_frames, write_video
-from visuomotor.files import atomic_folder, write_bytes, write_json
+from visuomotor.files import atomic_folder, sha256, write_bytes, write_json
 from visuomotor.policy.checkpoint import find_policy, load_policy
 from visuomotor.policy.device import choose_device
 from visuomotor.simulation.pusht import MAX_STEPS
@@ -77,7 +76,7 @@ def evaluate(
     _check_output(output)
     folder = find_policy(policy_source)
     device = choose_device(device)
-    policy = load_policy(policy_source, device=device)
+    policy = load_policy(folder, device=device)
     policy = policy.with_sampler(noise_scheduler_type, num_inference_steps, n_action_steps)
     began = time.perf_counter()
     results = rollout(
@@ -91,7 +90,7 @@ def evaluate(
     seconds = time.perf_counter() - began
     settings = {
         "policy": str(policy_source),
-        "weights_sha256": _sha256(folder / "model.safetensors"),
+        "weights_sha256": sha256(folder / "model.safetensors"),
         "env": env,
         **_sampler(policy.config),
         "max_steps": max_steps,
@@ -156,11 +155,6 @@ def _processor() -> str:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sampler(config: DiffusionConfig) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A policy against recorded actions, without a simulator: what it would have done where the demonstrator was."""
 
-import hashlib
 import platform
 import sys
 import time
@@ -17,7 +16,7 @@ from visuomotor.data.dataset import Dataset, Source, load_dataset
 from visuomotor.data.selection import load_selection
 from visuomotor.errors import CheckpointError, ConfigError, DatasetError, mismatch
 from visuomotor.evaluation.open_loop_page import Trace, validation_page
-from visuomotor.files import write_bytes, write_json
+from visuomotor.files import sha256, write_bytes, write_json
 from visuomotor.policy.checkpoint import find_policy, load_policy
 from visuomotor.policy.device import choose_device
 from visuomotor.policy.diffusion import DiffusionPolicy
@@ -30,7 +29,7 @@ TRAINED_ON = "all that the run was trained on"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Replay:
     """Predicted and recorded actions of one episode of T frames, in the data's units."""
 
     episode: int
@@ -98,11 +97,11 @@ def validate(
     dataset = load_dataset(source, episodes=numbers)
     check_features(policy, dataset)
     began = time.perf_counter()
-    comparisons = compare(policy, dataset, draws, seed)
+    replays = replay_episodes(policy, dataset, draws, seed)
     seconds = time.perf_counter() - began
     settings = {
         "policy": str(policy_source),
-        "weights_sha256": _sha256(folder / "model.safetensors"),
+        "weights_sha256": sha256(folder / "model.safetensors"),
         "data": str(source),
         "episodes": seen,
         "frames_per_second": dataset.fps,
@@ -115,9 +114,9 @@ def validate(
         "threads": torch.get_num_threads(),
     }
     names = _joint_names(dataset)
-    result = summary(comparisons, names) | {"settings": settings, "versions": _versions(), "seconds": round(seconds, 1)}
+    result = summary(replays, names) | {"settings": settings, "versions": _versions(), "seconds": round(seconds, 1)}
     steps = policy.config.n_action_steps
-    traces = [Trace(c.episode, c.recorded, c.predicted, steps, dataset.fps) for c in comparisons[:plots]]
+    traces = [Trace(c.episode, c.recorded, c.predicted, steps, dataset.fps) for c in replays[:plots]]
     write_bytes(Path(output) / "validation.html", validation_page(result, traces).encode())
     write_json(Path(output) / "validation.json", result)
     return result
@@ -140,7 +139,7 @@ def check_features(policy: DiffusionPolicy, dataset: Dataset) -> None:
             raise DatasetError(mismatch(place, feature.shape, found.shape, advice))
 
 
-def compare(policy: DiffusionPolicy, dataset: Dataset, draws: int = 4, seed: int = 0) -> list[Comparison]:
+def replay_episodes(policy: DiffusionPolicy, dataset: Dataset, draws: int = 4, seed: int = 0) -> list[Replay]:
     """Predictions beside what was recorded, for every episode of a data set.
 
     Raises:
@@ -150,20 +149,20 @@ def compare(policy: DiffusionPolicy, dataset: Dataset, draws: int = 4, seed: int
     bounds = list(zip(dataset.episode_starts.tolist(), dataset.episode_ends.tolist(), strict=True))
     rows = np.concatenate([np.arange(start, end, steps) for start, end in bounds])
     chunks = _predict(policy, dataset, rows, draws, seed)
-    comparisons = []
+    replays = []
     for number, (start, end) in zip(dataset.episodes.tolist(), bounds, strict=True):
         mine = (rows >= start) & (rows < end)
         predicted = chunks[:, mine].reshape(draws, -1, actions.shape[1])[:, : end - start]
         before = np.maximum(rows[mine] - 1, start)  # at the beginning there is none: the first one stands in
         held = np.repeat(actions[before], steps, axis=0)[: end - start]
-        comparisons.append(Comparison(number, actions[start:end], predicted, held))
-    return comparisons
+        replays.append(Replay(number, actions[start:end], predicted, held))
+    return replays
 
 
-def summary(comparisons: Sequence[Comparison], names: Sequence[str]) -> dict[str, Any]:
+def summary(replays: Sequence[Replay], names: Sequence[str]) -> dict[str, Any]:
     """The figures as they stand in `validation.json`; every frame counts the same."""
-    frames = np.array([len(comparison.recorded) for comparison in comparisons])
-    each = [comparison.errors() for comparison in comparisons]
+    frames = np.array([len(replay.recorded) for replay in replays])
+    each = [replay.errors() for replay in replays]
     mean = {key: np.average([errors[key] for errors in each], axis=0, weights=frames) for key in each[0]}
     absolute, hold = mean["mean_absolute_error"], mean["hold_mean_absolute_error"]
     joints = [
@@ -182,7 +181,7 @@ def summary(comparisons: Sequence[Comparison], names: Sequence[str]) -> dict[str
         "joints": joints,
         "episodes": [
             {"episode": c.episode, "frames": int(count), "mean_absolute_error": errors["mean_absolute_error"].tolist()}
-            for c, count, errors in zip(comparisons, frames, each, strict=True)
+            for c, count, errors in zip(replays, frames, each, strict=True)
         ],
     }
 
@@ -247,11 +246,6 @@ def _choose(
     _, held_out = split_windows(dataset, run.recipe)
     numbers = dataset.episodes[np.unique(np.searchsorted(dataset.episode_ends, held_out, side="right"))].tolist()
     return run.source, numbers or dataset.episodes.tolist(), HELD_OUT if numbers else TRAINED_ON
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _joint_names(dataset: Dataset) -> list[str]:

@@ -1,12 +1,12 @@
 """Policies on the Hugging Face hub: the upload, and the card that says what a policy is and how good."""
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
 from visuomotor.config import DiffusionConfig
 from visuomotor.errors import CheckpointError, mismatch
+from visuomotor.files import sha256
 from visuomotor.policy.checkpoint import find_policy, load_policy, read_config, read_json, read_tensors
 
 LICENSE = "apache-2.0"
@@ -177,7 +177,7 @@ def _evaluation(evaluation: dict[str, Any], folder: Path) -> str:
     settings, episodes = evaluation["settings"], evaluation["episodes"]
     success, low, high = (100 * rate for rate in (evaluation["success_rate"], *evaluation["success_rate_interval"]))
     seeds = [episode["seed"] for episode in episodes]
-    same = settings["weights_sha256"] == _sha256(folder / "model.safetensors")
+    same = settings["weights_sha256"] == sha256(folder / "model.safetensors")
     weights = "those of this model.safetensors" if same else "another file, such as that before a conversion"
     rows = {
         "environment": settings["env"],
@@ -192,8 +192,3 @@ def _evaluation(evaluation: dict[str, Any], folder: Path) -> str:
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"## Evaluation\n\n| | |\n|---|---|\n{table}\n\nEvery episode is in `eval.json`.\n"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

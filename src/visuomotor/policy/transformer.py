@@ -6,11 +6,10 @@ DiT (Peebles and Xie 2023), a token an action in place of a patch of an image, a
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
 from visuomotor.config import DiffusionConfig
 from visuomotor.policy.products import Linear
-from visuomotor.policy.unet import SinusoidalEmbedding
+from visuomotor.policy.unet import SinusoidalEmbedding, run_block
 
 
 class TransformerBlock(nn.Module):
@@ -79,10 +78,7 @@ class DiffusionTransformer(nn.Module):
         condition = nn.functional.silu(self.diffusion_step_encoder(step) + self.cond_encoder(global_cond))
         x = self.action_encoder(x) + self.positions
         for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, condition, use_reentrant=False)
-            else:
-                x = block(x, condition)
+            x = run_block(self.recompute, block, x, condition)
         shift, scale = self.final_modulation(condition)[:, None].chunk(2, dim=-1)
         return self.final(self.final_norm(x) * (1 + scale) + shift)
 

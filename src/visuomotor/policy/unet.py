@@ -1,6 +1,7 @@
 """The denoising network: a conditional U-Net over time (Chi et al. 2023, section IV; tested against LeRobot's)."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,13 @@ class ResidualBlock(nn.Module):
         return self.conv2(out) + self.residual_conv(x)
 
 
+def run_block(recompute: bool, block: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
+    """block(x, condition), whose activations are computed again in the backward pass if `recompute` says so."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, x, condition, use_reentrant=False)
+    return block(x, condition)
+
+
 class ConditionalUnet1d(nn.Module):
     """Noisy actions, the denoising step and the observation -> the noise in the actions, or the clean actions.
 
@@ -110,22 +118,18 @@ class ConditionalUnet1d(nn.Module):
         """
         condition = torch.cat([self.diffusion_step_encoder(step), global_cond], dim=-1)
         condition = nn.functional.mish(condition)
+        run = partial(run_block, self.recompute)
         x = x.transpose(0, 1)  # (Tp, B, Da)
         skips: list[Tensor] = []
         for stage in self.down_modules:
             first, second, shrink = stage.children()
-            x = self._run(second, self._run(first, x, condition), condition)
+            x = run(second, run(first, x, condition), condition)
             skips.append(x)
             x = shrink(x)
         for block in self.mid_modules:
-            x = self._run(block, x, condition)
+            x = run(block, x, condition)
         for stage in self.up_modules:
             first, second, grow = stage.children()
             x = torch.cat([x, skips.pop()], dim=-1)
-            x = grow(self._run(second, self._run(first, x, condition), condition))
+            x = grow(run(second, run(first, x, condition), condition))
         return self.final_conv(x).transpose(0, 1)
-
-    def _run(self, block: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(block, x, condition, use_reentrant=False)
-        return block(x, condition)

@@ -4,8 +4,8 @@ import copy
 
 import torch
 
-from visuomotor.config import TrainingConfig
 from visuomotor.policy.diffusion import DiffusionPolicy
+from visuomotor.recipe import TrainingConfig
 
 
 class WeightAverage:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from visuomotor.config import Recipe, to_json
+from visuomotor.config import to_json
 from visuomotor.errors import ConfigError, mismatch
 from visuomotor.files import write_bytes
+from visuomotor.recipe import Recipe
 
 
 class TensorBoard:

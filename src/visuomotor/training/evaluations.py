@@ -13,10 +13,10 @@ from typing import Any, Self
 
 from safetensors import SafetensorError
 
-from visuomotor.config import Recipe
 from visuomotor.errors import ConfigError, mismatch
 from visuomotor.policy.checkpoint import save_policy
 from visuomotor.policy.diffusion import DiffusionPolicy
+from visuomotor.recipe import Recipe
 
 FIRST_SEED = 500_000
 """Of the initial states: never those of published figures (from 100000), nor those of demonstrations (from 1000000)."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visuomotor.config import DiffusionConfig, Feature, Recipe, is_observed, nearest
+from visuomotor.config import DiffusionConfig, Feature, is_observed, nearest
 from visuomotor.data.dataset import Dataset, Source
 from visuomotor.data.joined import source_names
 from visuomotor.data.loading import prefetch
@@ -24,6 +24,7 @@ from visuomotor.policy.normalization import Statistics
 from visuomotor.policy.transformer import DiffusionTransformer
 from visuomotor.policy.unet import ConditionalUnet1d
 from visuomotor.policy.vision import RgbEncoder
+from visuomotor.recipe import Recipe
 from visuomotor.training.average import WeightAverage
 from visuomotor.training.checkpoint import Run, load_checkpoint, save_checkpoint
 from visuomotor.training.evaluations import Evaluations

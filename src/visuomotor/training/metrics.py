@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from visuomotor.config import Recipe
 from visuomotor.errors import VisuomotorError, mismatch
 from visuomotor.files import replacing
+from visuomotor.recipe import Recipe
 from visuomotor.training.boards import open_boards
 
 

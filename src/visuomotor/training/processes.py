@@ -6,15 +6,15 @@ average are equal in all of them; the main one writes.
 """
 
 import os
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from visuomotor.config import TrainingConfig
 from visuomotor.errors import ConfigError, mismatch
+from visuomotor.recipe import TrainingConfig
 
 Value = TypeVar("Value")
 
@@ -75,11 +75,9 @@ class Processes:
             return wish
         return bool(self._accelerator.reduce(torch.tensor(float(wish), device=self.device), "sum"))
 
-    @contextmanager
-    def main_first(self) -> Generator[None]:
+    def main_first(self) -> AbstractContextManager[Any]:
         """The main process goes through this alone; the others follow when it is done, and find what it has made."""
-        with self._accelerator.main_process_first() if self._accelerator else nullcontext():
-            yield
+        return self._accelerator.main_process_first() if self._accelerator else nullcontext()
 
     def from_main(self, make: Callable[[], Value]) -> Value:
         """What the main process makes; the others wait for it. If it fails there, torchrun ends the others."""

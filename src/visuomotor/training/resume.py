@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from visuomotor.config import Recipe, TrainingConfig
 from visuomotor.data.dataset import Dataset
 from visuomotor.errors import ConfigError, DatasetError, mismatch
 from visuomotor.files import find_damage
 from visuomotor.policy.checkpoint import checkpoints, newest_checkpoint
 from visuomotor.policy.normalization import Statistics
+from visuomotor.recipe import Recipe, TrainingConfig
 from visuomotor.training.checkpoint import Run, check_same, read_run, write_run
 from visuomotor.training.metrics import cut_lines
 from visuomotor.training.schedule import decay_start, first_difference

@@ -2,7 +2,7 @@
 
 import math
 
-from visuomotor.config import TrainingConfig
+from visuomotor.recipe import TrainingConfig
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from visuomotor.config import Recipe
 from visuomotor.data.dataset import Dataset
 from visuomotor.errors import DatasetError, mismatch
 from visuomotor.policy.diffusion import DiffusionPolicy
+from visuomotor.recipe import Recipe
 
 MOST = 1024
 """Windows measured, spread evenly over those held out: a measurement takes no longer than some steps."""
