@@ -80,8 +80,8 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(simulator)
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) --editable '.[dev]'
+$(VENV)/.dev: pyproject.toml client/pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable ./client --editable '.[dev,serve]'
 	$(simulator)
 	@touch $@ $(VENV)/.demo
 

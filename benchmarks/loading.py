@@ -10,6 +10,11 @@ frames as bytes, its preprocessor, the crop of its encoder. Its setting is the b
 and threads, each in a process of its own; torchcodec gets the FFmpeg that came with PyAV, since few systems have one.
 Time begins when the first batches have passed; decoding into the frame store, once for all runs, is told apart. A batch
 of both, cropped at the centre, is compared.
+
+    .venv/bin/python benchmarks/loading.py SET --lerobot .venv-lerobot/bin/python --device cuda
+
+On a GPU a batch is ready when it lies there, cropped and normalised. LeRobot's preprocessor copies it there, and ours
+gathers it there; both programs wait for the GPU before and after the time that is measured.
 """
 
 import argparse
@@ -29,8 +34,9 @@ import torch
 
 from visuomotor.config import DiffusionConfig
 from visuomotor.data.dataset import Dataset, load_dataset
-from visuomotor.data.loading import prefetch
+from visuomotor.data.loading import prefetch, send
 from visuomotor.data.order import WindowOrder
+from visuomotor.data.resident import Resident
 from visuomotor.evaluation.evaluate import versions
 from visuomotor.files import write_json
 from visuomotor.policy.diffusion import DiffusionPolicy
@@ -61,6 +67,10 @@ def prepare(batch, preprocessor, cut):
     batch["observation.images"] = cut(batch[image].flatten(0, 1))
     return batch
 
+def wait():
+    if job["device"] == "cuda":
+        torch.cuda.synchronize()
+
 def run(setting, cut, batches, warm):
     torch.set_num_threads(setting["threads"])
     dataset = LeRobotDataset("a/b", root=root, delta_timestamps=job["deltas"], return_uint8=True,
@@ -69,7 +79,7 @@ def run(setting, cut, batches, warm):
     outputs = {k: f for k, f in features.items() if f.type is FeatureType.ACTION}
     inputs = {k: f for k, f in features.items() if k in job["deltas"] and k not in outputs}
     config = DiffusionConfig(input_features=inputs, output_features=outputs, n_obs_steps=2, horizon=16,
-                             n_action_steps=8, crop_shape=tuple(crop), device="cpu")
+                             n_action_steps=8, crop_shape=tuple(crop), device=job["device"])
     preprocessor, _ = make_diffusion_pre_post_processors(config, dataset.meta.stats)
     workers = setting["num_workers"]
     loader = torch.utils.data.DataLoader(dataset, batch_size=job["batch"], sampler=order.tolist(), num_workers=workers,
@@ -77,15 +87,17 @@ def run(setting, cut, batches, warm):
     found, last = iter(loader), None
     for _ in range(warm):
         last = prepare(next(found), preprocessor, cut)
+    wait()
     begun = time.perf_counter()
     for _ in range(batches):
         last = prepare(next(found), preprocessor, cut)
+    wait()
     return time.perf_counter() - begun, last
 
 if "values" in job:
     _, batch = run(job["setting"], CenterCrop(crop), 1, 0)
-    np.savez(job["values"], image=batch["observation.images"].contiguous().numpy(),
-             state=batch["observation.state"].numpy(), action=batch["action"].numpy())
+    np.savez(job["values"], image=batch["observation.images"].contiguous().cpu().numpy(),
+             state=batch["observation.state"].cpu().numpy(), action=batch["action"].cpu().numpy())
 else:
     seconds, _ = run(job["setting"], RandomCrop(crop), job["batches"], job["warm"])
     versions = {name: version(name) for name in ("lerobot", "torch", "torchcodec", "av")}
@@ -151,36 +163,46 @@ class Ours:
         dataset: Push-T, or another set of one camera.
         image: The camera.
         steps: As for `Dataset.batch`.
+        device: Where batches are to lie. On `cuda` the data lie there too, unless frames stay encoded.
     """
 
-    def __init__(self, dataset: Dataset, image: str, steps: dict[str, list[int]]):
+    def __init__(self, dataset: Dataset, image: str, steps: dict[str, list[int]], device: str):
         inputs = {name: dataset.features[name] for name in steps if name != "action"}
         outputs = {"action": dataset.features["action"]}
         # The U-Net is not used: a small one.
         config = DiffusionConfig(input_features=inputs, output_features=outputs, crop_shape=CROP, down_dims=(64, 64))
-        self.dataset, self.image, self.steps = dataset, image, steps
-        self.policy = DiffusionPolicy(config, {name: dataset.statistics[name] for name in steps})
+        self.dataset, self.image, self.steps, self.device = dataset, image, steps, device
+        self.policy = DiffusionPolicy(config, {name: dataset.statistics[name] for name in steps}).to(device)
+        there = device == "cuda" and isinstance(dataset.frames[image], np.ndarray)
+        self.kept = Resident(dataset, steps, device) if there else dataset
 
     def prepare(self, batch: dict[str, torch.Tensor], generator: torch.Generator | None) -> dict[str, torch.Tensor]:
         """Cropped, at random where there is a generator, and normalised."""
         size, offsets = self.policy.config.image_features[self.image].shape[1:], {}
         if generator is not None:
             drawn = draw_offsets((size[0], size[1]), len(batch["action"]), self.policy.config, generator)
-            offsets = {self.image: drawn}
+            assert drawn is not None
+            offsets = {self.image: send(drawn, self.device)}
         prepared = self.policy._prepare(batch, offsets)
-        return prepared | {"action": self.policy.normalizer("action", batch["action"])}
+        return prepared | {"action": self.policy.normalizer("action", batch["action"].to(self.device))}
 
     def rate(self, order: WindowOrder, first: int, count: int, ahead: bool = True) -> float:
         """Samples a second over the batches of some steps."""
 
         def gather(step: int) -> dict[str, torch.Tensor]:
-            return self.dataset.batch(order.batch(step), self.steps)
+            return send(self.kept.batch(order.batch(step), self.steps), self.device)
+
+        def wait() -> None:
+            if self.device == "cuda":
+                torch.cuda.synchronize()
 
         steps: Iterable[int] = range(first, first + count)
         found = prefetch(gather, steps) if ahead else map(gather, steps)
+        wait()
         begun = time.perf_counter()
         for step, batch in zip(steps, found, strict=True):
             self.prepare(batch, torch.Generator().manual_seed(step))
+        wait()
         return count * order.batch_size / (time.perf_counter() - begun)
 
 
@@ -189,6 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="a LeRobot v3.0 folder of one camera")
     parser.add_argument("--lerobot", required=True, help="the Python of LeRobot's environment")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where a batch is to lie")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=12, help="of LeRobot, in each round and setting; ours take 20 x")
     parser.add_argument("--threads", type=int, default=1, help="torch's here; a batch is hardly worth sharing")
@@ -197,7 +220,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         os.environ["VISUOMOTOR_CACHE"] = name  # so that the store is built
         results = _measure(options, Path(name))
-    write_json(Path(__file__).with_suffix(".json"), results)
+    name = "loading.json" if options.device == "cpu" else f"loading-{options.device}.json"
+    write_json(Path(__file__).with_name(name), results)
 
 
 def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -209,16 +233,17 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     deltas = {name: [step / dataset.fps for step in offsets] for name, offsets in steps.items()}
     job: dict[str, Any] = {"root": str(Path(options.source).resolve()), "order": str(folder / "order.npy")}
     job |= {"image": image, "deltas": deltas, "crop": CROP, "batch": BATCH, "batches": options.batches, "warm": 4}
+    job["device"] = options.device
     lerobot = LeRobot(options.lerobot, job, folder)
 
     sweep = _sweep(lerobot)
     best = max(sweep, key=lambda setting: setting["samples_per_second"])
-    encoded = _encoded(options.source, folder, image, steps)
+    encoded = _encoded(options.source, folder, image, steps, options.device)
     begun = time.perf_counter()
     dataset.frames[image]
     built = len(dataset) / (time.perf_counter() - begun)
     print(f"\nbuilding the store: {built:.0f} frames/s")
-    ours = Ours(dataset, image, steps)
+    ours = Ours(dataset, image, steps, options.device)
     difference = _compare(lerobot.values(best), ours, order)
 
     count = 20 * options.batches
@@ -234,6 +259,8 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for name, measure in rows.items():
             rates[name].append(measure(number))
     return {
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "gpu_gigabytes": torch.cuda.max_memory_allocated() / 1e9 if options.device == "cuda" else 0,
         "threads": options.threads,
         "cores": os.cpu_count(),
         "frames": len(dataset),
@@ -275,25 +302,25 @@ def _sweep(lerobot: LeRobot) -> list[dict[str, Any]]:
     return sweep
 
 
-def _encoded(source: str, folder: Path, image: str, steps: dict[str, list[int]]) -> Ours:
+def _encoded(source: str, folder: Path, image: str, steps: dict[str, list[int]], device: str) -> Ours:
     """Our loader with frames that stay encoded, in spite of the room there is."""
     os.environ["VISUOMOTOR_CACHE_LIMIT"] = "0"
     dataset = load_dataset(source)
     dataset.frames[image]
     del os.environ["VISUOMOTOR_CACHE_LIMIT"]
-    return Ours(dataset, image, steps)
+    return Ours(dataset, image, steps, device)
 
 
 def _compare(theirs: dict[str, np.ndarray], ours: Ours, order: WindowOrder) -> dict[str, float]:
     """The largest differences of the first batch: of normalised numbers, and of images in grey levels of 255."""
-    batch = ours.prepare(ours.dataset.batch(order.batch(0), ours.steps), None)
+    batch = ours.prepare(ours.kept.batch(order.batch(0), ours.steps), None)
     found = {"state": batch["observation.state"], "action": batch["action"], "image": batch[ours.image].flatten(0, 1)}
     scale = 255 * torch.as_tensor(ours.dataset.statistics[ours.image]["std"]).numpy()
     difference = {}
     for name, value in found.items():
         assert value.dtype == torch.float32
         assert value.shape == theirs[name].shape, (name, value.shape, theirs[name].shape)
-        apart = np.abs(value.numpy() - theirs[name])
+        apart = np.abs(value.cpu().numpy() - theirs[name])
         difference[name] = float((apart * scale if name == "image" else apart).max())
     told = ", ".join(f"{name} {value:.1e}" for name, value in difference.items())
     print(f"largest difference of a batch (image: grey levels of 255): {told}")

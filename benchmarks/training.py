@@ -8,6 +8,12 @@ train the same networks in float32 on the same windows, 64 a step, with as many 
 weights, which LeRobot has not. The time of a step is what each program logs itself, with its data, without start-up and
 the first steps. Memory is the highest sum of a program's anonymous pages over its processes: pages of mapped files do
 not count.
+
+    .venv/bin/python benchmarks/training.py PUSHT --lerobot .venv-lerobot/bin/python --device cuda --workers 8
+    ... --ours --cuda-graph --mixed-precision bf16  # the same with options that LeRobot has no equal of
+
+On a GPU there are more steps between two lines, before each of which our host waits for it (LeRobot's does at every
+step); and memory is what torch has held there at most (`max_memory_allocated`).
 """
 
 import argparse
@@ -22,7 +28,16 @@ from pathlib import Path
 
 CASES = {"published recipe, 263M": (512, 1024, 2048), "U-Net 128-256-512": (128, 256, 512)}
 BATCH = 64
-WINDOW = 2  # steps between logged lines; the first line is left out
+STEPS, WINDOW = {"cpu": 6, "cuda": 600}, {"cpu": 2, "cuda": 100}  # in all, and between lines; the first is left out
+RUN = """
+import atexit, os, runpy, sys
+def tell():
+    torch = sys.modules.get("torch")
+    print("most bytes on the GPU:", torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else 0)
+atexit.register(tell)
+sys.argv = sys.argv[1:]
+(runpy.run_path if os.sep in sys.argv[0] else runpy.run_module)(sys.argv[0], run_name="__main__")
+"""
 
 
 def main() -> None:
@@ -35,14 +50,21 @@ def main() -> None:
     parser.add_argument("--python", default=".venv/bin/python", help="the Python of ours")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--workers", type=int, default=0, help="of LeRobot's loader; its best in benchmarks/loading.py")
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--device", choices=list(STEPS), default="cpu")
+    parser.add_argument(
+        "--ours", nargs=argparse.REMAINDER, default=[], help="last: further flags of `visuomotor train`"
+    )
+    parser.add_argument("--steps", type=int, help="6, on a GPU 600")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--output", type=Path, help="training.json beside this file, on a GPU training-cuda.json")
     options = parser.parse_args()
+    options.steps = options.steps or STEPS[options.device]
+    name = "training.json" if options.device == "cpu" else f"training-{options.device}.json"
+    options.output = options.output or Path(__file__).with_name(name)
     freeze = subprocess.run([options.lerobot, "-m", "pip", "freeze"], check=True, capture_output=True, text=True).stdout
     theirs = dict(line.split("==", 1) for line in freeze.splitlines() if re.match(r"(lerobot|torch|numpy)==", line))
     results = {"batch": BATCH, "threads": options.threads, "workers": options.workers, "cases": {}}
-    results |= {"versions": versions(), "lerobot versions": theirs}
+    results |= {"versions": versions(), "lerobot versions": theirs, "device": options.device, "ours": options.ours}
     print(f"{'':24}{'LeRobot':>22}{'Visuomotor':>22}{'ratio':>8}")
     for name, dims in CASES.items():
         runs: dict[str, list[dict[str, float]]] = {"LeRobot": [], "Visuomotor": []}
@@ -71,15 +93,21 @@ def lerobot(options: argparse.Namespace, dims: tuple[int, ...]) -> dict[str, flo
         "pretrained_backbone_weights": "null",
         "down_dims": str(list(dims)),
         "push_to_hub": "false",
-        "device": "cpu",
+        "device": options.device,
     }
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(Path(options.lerobot).with_name("lerobot-train")), f"--output_dir={folder}/run"]
+        command = [options.lerobot, "-c", RUN, str(Path(options.lerobot).with_name("lerobot-train"))]
+        command += [f"--output_dir={folder}/run"]
         command += [f"--policy.{name}={value}" for name, value in policy.items()]
         command += ["--dataset.repo_id=a/pusht", f"--dataset.root={options.data}", "--dataset.video_backend=pyav"]
         command += [f"--batch_size={BATCH}", f"--num_workers={options.workers}", f"--steps={options.steps}"]
-        command += [f"--log_freq={WINDOW}", "--save_checkpoint=false", "--wandb.enable=false", "--env_eval_freq=0"]
-        printed, gigabytes = watch(command, options.threads)
+        command += [
+            f"--log_freq={WINDOW[options.device]}",
+            "--save_checkpoint=false",
+            "--wandb.enable=false",
+            "--env_eval_freq=0",
+        ]
+        printed, gigabytes = watch(command, options)
     lines = re.findall(r"updt_s:([\d.]+) data_s:([\d.]+)", printed)[1:]
     if not lines:
         raise SystemExit(f"lerobot-train logged no times:\n{printed[-3000:]}")
@@ -91,11 +119,12 @@ def lerobot(options: argparse.Namespace, dims: tuple[int, ...]) -> dict[str, flo
 def ours(options: argparse.Namespace, dims: tuple[int, ...]) -> dict[str, float]:
     """Seconds of a step, and gigabytes of `visuomotor train`."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [options.python, "-m", "visuomotor", "train", "pusht-image", "--data", options.data]
-        command += ["--output", f"{folder}/run", "--steps", str(options.steps), "--log-every", str(WINDOW)]
+        command = [options.python, "-c", RUN, "visuomotor", "train", "pusht-image", "--data", options.data]
+        command += ["--output", f"{folder}/run", "--steps", str(options.steps), "--device", options.device]
+        command += ["--log-every", str(WINDOW[options.device])]
         command += ["--batch-size", str(BATCH), "--threads", str(options.threads), "--ema-max-decay", "0"]
-        command += ["--down-dims", *map(str, dims)]
-        printed, gigabytes = watch(command, options.threads)
+        command += ["--down-dims", *map(str, dims), *options.ours]
+        printed, gigabytes = watch(command, options)
         metrics = Path(folder, "run/metrics.jsonl")
         if not metrics.is_file():
             raise SystemExit(f"visuomotor train wrote no metrics:\n{printed[-3000:]}")
@@ -103,9 +132,9 @@ def ours(options: argparse.Namespace, dims: tuple[int, ...]) -> dict[str, float]
     return {"seconds": statistics.median(BATCH / line["samples_per_second"] for line in lines), "gigabytes": gigabytes}
 
 
-def watch(command: list[str], threads: int) -> tuple[str, float]:
-    """What a command printed, and the highest sum of anonymous memory of it and its children, in GB."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+def watch(command: list[str], options: argparse.Namespace) -> tuple[str, float]:
+    """What a command printed, and the most memory in GB: anonymous of it and its children, or on the GPU."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
     highest = 0
     with tempfile.TemporaryFile("w+") as printed:
         process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT, text=True, env=environment)
@@ -113,7 +142,10 @@ def watch(command: list[str], threads: int) -> tuple[str, float]:
             highest = max(highest, sum(anonymous(number) for number in family(process.pid)))
             time.sleep(0.1)
         printed.seek(0)
-        return printed.read(), highest / 1e9
+        told = printed.read()
+    if options.device == "cuda":
+        highest = int((re.findall(r"most bytes on the GPU: (\d+)", told) or [0])[-1])
+    return told, highest / 1e9
 
 
 def family(root: int) -> list[int]:

@@ -56,7 +56,7 @@ def test_help_of_a_verb(capsys, verb):
         main([verb, "--help"])
     assert not left.value.code
     out = capsys.readouterr().out
-    told = ("--output DIR", "--output FILE", "[OPTIONS] SOURCE", "[-h] RUN", "[-h] {list,clear}")
+    told = ("--output DIR", "--output FILE", "[OPTIONS] SOURCE", "[OPTIONS] POLICY", "[-h] RUN", "[-h] {list,clear}")
     assert any(word in out for word in told)
     assert VERBS[verb].__doc__ in " ".join(out.split())
 

@@ -66,12 +66,20 @@ STATE = Feature("STATE", (2,))
         ),
         (
             {"noise_scheduler_type": "DIMM"},
-            "noise_scheduler_type: expected one of ['DDPM', 'DDIM', 'FlowMatchEuler'], got 'DIMM'; did you mean DDIM?",
+            "noise_scheduler_type: expected one of ['DDPM', 'DDIM', 'DPMSolverMultistep', 'FlowMatchEuler'], "
+            "got 'DIMM'; did you mean DDIM?",
         ),
         (
             {"noise_scheduler_type": "FlowMatchEuler"},
             "prediction_type: expected v_prediction or sample with FlowMatchEuler, got epsilon; v_prediction is",
         ),
+        ({"noise_scheduler_type": "DDIM", "ddim_eta": 1}, None),
+        ({"noise_scheduler_type": "DDIM", "ddim_eta": -0.1}, "ddim_eta: expected 0 to 1, got -0.1; 0 adds no noise"),
+        (
+            {"ddim_eta": 0.5},
+            "ddim_eta: expected 0 with any sampler but DDIM, got 0.5; set noise_scheduler_type to DDIM",
+        ),
+        ({"warm_start": 0.0}, "warm_start: expected a share in (0, 1], got 0.0; 1 starts from noise"),
         ({"denoiser": "dit"}, "denoiser: expected one of ['unet', 'transformer'], got 'dit'; did you mean unet?"),
         ({"denoiser": "transformer", "horizon": 9}, None),  # nothing halves its time axis
         ({"denoiser": "transformer", "horizon": 0}, "horizon: expected 1 or more, got 0; 16 is usual"),
@@ -184,6 +192,8 @@ RECIPES = {
             use_film_scale_modulation=False,
             gradient_checkpointing=True,
             noise_scheduler_type="DDIM",
+            ddim_eta=0.2,
+            warm_start=0.5,
             num_train_timesteps=50,
             beta_schedule="linear",
             beta_start=1e-5,

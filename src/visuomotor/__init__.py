@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from visuomotor.data.conversion import convert
     from visuomotor.data.dataset import Dataset, load_dataset
     from visuomotor.data.writer import DatasetWriter
+    from visuomotor.deployment.joining import DeadlineMissed, RealtimeConfig
+    from visuomotor.deployment.limits import Limits
+    from visuomotor.deployment.realtime import RealtimeRunner
     from visuomotor.errors import CheckpointError, ConfigError, DatasetError, VisuomotorError
     from visuomotor.evaluation.evaluate import evaluate
     from visuomotor.policy.checkpoint import load_policy, save_policy
@@ -31,9 +34,13 @@ _HOMES = {
     "Dataset": "data.dataset",
     "DatasetError": "errors",
     "DatasetWriter": "data.writer",
+    "DeadlineMissed": "deployment.joining",
     "DiffusionConfig": "config",
     "DiffusionPolicy": "policy.diffusion",
     "Feature": "config",
+    "Limits": "deployment.limits",
+    "RealtimeConfig": "deployment.joining",
+    "RealtimeRunner": "deployment.realtime",
     "Recipe": "recipe",
     "TrainingConfig": "recipe",
     "VisuomotorError": "errors",
@@ -52,9 +59,13 @@ __all__ = [
     "Dataset",
     "DatasetError",
     "DatasetWriter",
+    "DeadlineMissed",
     "DiffusionConfig",
     "DiffusionPolicy",
     "Feature",
+    "Limits",
+    "RealtimeConfig",
+    "RealtimeRunner",
     "Recipe",
     "TrainingConfig",
     "VisuomotorError",

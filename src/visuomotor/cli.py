@@ -5,43 +5,36 @@ Any other exception is a fault of ours: its traceback stays, and the status is 1
 """
 
 import dataclasses
-import io
 import json
 import os
-import re
 import sys
-import textwrap
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import tyro
 
 from visuomotor.config import DiffusionConfig, Feature, FeatureType, NormalizationMode, nearest
 from visuomotor.errors import ConfigError, VisuomotorError, mismatch
+from visuomotor.flags import HIDDEN, parse
 from visuomotor.options import (
     CacheOptions,
     ConvertOptions,
     DemoOptions,
+    DistillOptions,
     EvalOptions,
     ImproveOptions,
     InfoOptions,
     RecordOptions,
     ReportOptions,
+    ServeOptions,
     ValidateOptions,
 )
 from visuomotor.recipe import Recipe, TrainingConfig
 
 # The library is imported inside the verbs: torch alone takes longer than `visuomotor --help` may.
-
-Options = TypeVar("Options")
-
-
-HIDDEN = ("input_features", "output_features", "normalization_mapping")
-"""Fields that are no flags: the data set decides them, or they are no single value."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +88,12 @@ def train(arguments: list[str]) -> None:
     presets = "\n".join(f"  {known:22} {make.__doc__}" for known, make in PRESETS.items())
     about = f"{train.__doc__}\n\n{presets}\n\nThe defaults below are those of {name}."
     verb = "train PRESET" if asks_for_help else f"train {name}"
-    options = _parse(_train_defaults(recipe), verb, flags, about)
+    options = parse(_train_defaults(recipe), verb, flags, about)
     if options.resume and (options.output / "config.json").is_file():
         from visuomotor.training.checkpoint import read_run
 
         recipe = read_run(options.output).recipe  # the flags of the first call need not be repeated
-        options = _parse(_train_defaults(recipe), verb, flags, about)
+        options = parse(_train_defaults(recipe), verb, flags, about)
 
     from visuomotor.training.loop import train as run
 
@@ -117,8 +110,9 @@ def train(arguments: list[str]) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     """Measure a policy in simulation: success with its interval, videos, a report."""
-    required = EvalOptions(policy_source=tyro.MISSING, output=tyro.MISSING)
-    options = _parse(required, "eval", arguments, str(evaluate.__doc__))
+    remote = any(argument.partition("=")[0] == "--server" for argument in arguments)  # in place of POLICY
+    required = EvalOptions(policy_source=None if remote else tyro.MISSING, output=tyro.MISSING)
+    options = parse(required, "eval", arguments, str(evaluate.__doc__))
 
     from visuomotor.evaluation.evaluate import evaluate as run
 
@@ -129,7 +123,7 @@ def evaluate(arguments: list[str]) -> None:
 def improve(arguments: list[str]) -> None:
     """Roll a policy out, keep its quick successes, train on them too; several rounds. For simulated tasks."""
     required = ImproveOptions(policy_source=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
-    options = _parse(required, "improve", arguments, str(improve.__doc__))
+    options = parse(required, "improve", arguments, str(improve.__doc__))
 
     from visuomotor.improvement import improve as run
     from visuomotor.improvement import table
@@ -139,10 +133,23 @@ def improve(arguments: list[str]) -> None:
     print(f"next:    visuomotor eval {last} --episodes 500 --output {options.output / 'evaluation'}")
 
 
+def distill(arguments: list[str]) -> None:
+    """Teach a policy to act in one or two denoising steps."""
+    required = DistillOptions(policy_source=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
+    options = parse(required, "distill", arguments, str(distill.__doc__))
+
+    from visuomotor.distillation import distill as run
+    from visuomotor.distillation import table
+
+    print(table(run(**dataclasses.asdict(options))))
+    last = options.output / f"stage_{options.inference_steps:02d}" / "run"
+    print(f"next:    visuomotor eval {last} --episodes 500 --output {options.output / 'evaluation'}")
+
+
 def validate(arguments: list[str]) -> None:
     """Measure a policy against recorded episodes, without a simulator: errors of each joint, drawn."""
     required = ValidateOptions(policy_source=tyro.MISSING, output=tyro.MISSING)
-    options = _parse(required, "validate", arguments, str(validate.__doc__))
+    options = parse(required, "validate", arguments, str(validate.__doc__))
 
     from visuomotor.evaluation.open_loop import as_text
     from visuomotor.evaluation.open_loop import validate as run
@@ -153,17 +160,30 @@ def validate(arguments: list[str]) -> None:
 
 def report(arguments: list[str]) -> None:
     """Draw a run's curves into RUN/report.html."""
-    options = _parse(ReportOptions(run=tyro.MISSING), "report", arguments, str(report.__doc__))
+    options = parse(ReportOptions(run=tyro.MISSING), "report", arguments, str(report.__doc__))
 
     from visuomotor.evaluation.curves import write_report
 
     print(f"report:  {write_report(options.run)}")
 
 
+def serve(arguments: list[str]) -> None:
+    """Serve a policy to robots and other clients on the network, until SIGTERM or Ctrl-C."""
+    options = parse(ServeOptions(policy_source=tyro.MISSING), "serve", arguments, str(serve.__doc__))
+
+    try:
+        from visuomotor.deployment.serving import serve as run
+    except ModuleNotFoundError as error:
+        expected, advice = "its packages to be installed", "in a clone: pip install ./client '.[serve]'"
+        raise ConfigError(mismatch("visuomotor serve", expected, f"no module {error.name}", advice)) from error
+
+    run(**dataclasses.asdict(options))
+
+
 def convert(arguments: list[str]) -> None:
     """Write demonstrations as a LeRobot v3.0 data set, or a policy as LeRobot loads it."""
     required = ConvertOptions(source=tyro.MISSING, target=tyro.MISSING)
-    options = _parse(required, "convert", arguments, str(convert.__doc__))
+    options = parse(required, "convert", arguments, str(convert.__doc__))
     if options.to == "lerobot":
         defaults = ConvertOptions(options.source, options.target, options.to)
         if options != defaults:
@@ -186,7 +206,7 @@ def convert(arguments: list[str]) -> None:
 
 def info(arguments: list[str]) -> None:
     """Look at demonstrations: what they are, and what may be wrong with them."""
-    options = _parse(InfoOptions(source=tyro.MISSING), "info", arguments, str(info.__doc__))
+    options = parse(InfoOptions(source=tyro.MISSING), "info", arguments, str(info.__doc__))
 
     from rich.console import Console
 
@@ -205,7 +225,7 @@ def info(arguments: list[str]) -> None:
 
 def demo(arguments: list[str]) -> None:
     """Train a small policy on the bundled demonstrations, measure it, write a report: some minutes."""
-    options = _parse(DemoOptions(), "demo", arguments, str(demo.__doc__))
+    options = parse(DemoOptions(), "demo", arguments, str(demo.__doc__))
 
     from visuomotor.evaluation.evaluate import evaluate as measure
     from visuomotor.presets import preset
@@ -223,7 +243,7 @@ def demo(arguments: list[str]) -> None:
 def record(arguments: list[str]) -> None:
     """Remake the bundled demonstrations: roll a policy out and keep what succeeded."""
     required = RecordOptions(policy=tyro.MISSING, output=tyro.MISSING)
-    options = _parse(required, "record", arguments, str(record.__doc__))
+    options = parse(required, "record", arguments, str(record.__doc__))
 
     from visuomotor.policy.checkpoint import load_policy
     from visuomotor.simulation.demonstrations import record as run
@@ -234,7 +254,7 @@ def record(arguments: list[str]) -> None:
 
 def cache(arguments: list[str]) -> None:
     """Show what the frame store holds, or empty it."""
-    options = _parse(CacheOptions(action=tyro.MISSING), "cache", arguments, str(cache.__doc__))
+    options = parse(CacheOptions(action=tyro.MISSING), "cache", arguments, str(cache.__doc__))
 
     from visuomotor.data.cache import clear, show
 
@@ -255,59 +275,6 @@ def _visible(config: Any) -> dict[str, Any]:
     return {spec.name: getattr(config, spec.name) for spec in dataclasses.fields(config) if spec.name not in HIDDEN}
 
 
-def _parse(default: Options, verb: str, arguments: list[str], about: str) -> Options:
-    """Reads a verb's flags over `default`.
-
-    Raises:
-        ConfigError: A flag is unknown (with the nearest known one), missing, or has a wrong value.
-    """
-    complaint = io.StringIO()
-    try:
-        with redirect_stderr(complaint):
-            options, unknown = tyro.cli(
-                type(default),
-                prog=f"visuomotor {verb}",
-                description=about,
-                args=arguments,
-                default=default,
-                config=(tyro.conf.OmitArgPrefixes,),
-                return_unknown_args=True,
-            )
-    except SystemExit as leave:
-        if not leave.code:  # --help
-            raise
-        raise ConfigError(_one_line(complaint.getvalue(), verb)) from None
-    if unknown:
-        raise ConfigError(_unknown(unknown[0], default, verb))
-    return options
-
-
-def _one_line(box: str, verb: str) -> str:
-    """What tyro says in a frame: the lines below the title and above the next rule, without frame and colours."""
-    rows = [row.rstrip() for row in re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯]", "", box).splitlines()[1:]]
-    rules = [number for number, row in enumerate(rows) if not row.strip(" ─-")]
-    first = 1 if rules[:1] == [0] else 0  # where the terminal knows no frames, a rule follows the title
-    end = next(iter(rules[first:]), len(rows))
-    said = textwrap.dedent("\n".join(rows[first:end])).splitlines()
-    if said and said[0].startswith("Missing from"):
-        missing = [row.strip() for row in said if re.match(r" {4}\S", row)]  # their help stands further in
-        return mismatch(f"visuomotor {verb}", " and ".join(missing), "none", f"see visuomotor {verb} --help")
-    return f"visuomotor {verb}: {' '.join(row.strip() for row in said)}"
-
-
-def _unknown(token: str, default: Any, verb: str) -> str:
-    if not token.startswith("-"):
-        return mismatch(f"visuomotor {verb}", "flags and their values", repr(token), "a flag is missing before it")
-    parts = [getattr(default, spec.name) for spec in dataclasses.fields(default)]
-    configs = [default, *(part for part in parts if dataclasses.is_dataclass(part))]
-    names = [spec.name for config in configs for spec in dataclasses.fields(config) if spec.name not in HIDDEN]
-    flag = token.partition("=")[0]
-    if flag.strip("-").replace("-", "_") in HIDDEN:
-        return mismatch(flag, "a field with a flag", "one without", "set it in a recipe of your own, in Python")
-    known = nearest(flag, [f"--{name.replace('_', '-')}" for name in names])
-    return mismatch(flag, f"a flag of visuomotor {verb}", "an unknown one", f"did you mean {known}?")
-
-
 def _print_result(result: dict[str, Any], output: Path) -> None:
     episodes = len(result["episodes"])
     rate, low, high = (f"{100 * share:.1f} %" for share in (result["success_rate"], *result["success_rate_interval"]))
@@ -320,8 +287,10 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "eval": evaluate,
     "improve": improve,
+    "distill": distill,
     "validate": validate,
     "report": report,
+    "serve": serve,
     "convert": convert,
     "info": info,
     "demo": demo,

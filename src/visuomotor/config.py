@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, TypeVar, get_args
 
 from visuomotor.errors import ConfigError, mismatch
@@ -100,9 +101,10 @@ class DiffusionConfig:
     gradient_checkpointing: bool = False
     """Recompute the denoiser's blocks in the backward pass: less memory, more time, the same result."""
 
-    noise_scheduler_type: Literal["DDPM", "DDIM", "FlowMatchEuler"] = "DDPM"
-    """The sampler: DDPM adds noise at every step, DDIM none; both act with the same weights. FlowMatchEuler is
-    rectified flow, in training too: noise grows along straight lines, whatever `beta_schedule` is. Not in LeRobot."""
+    noise_scheduler_type: Literal["DDPM", "DDIM", "DPMSolverMultistep", "FlowMatchEuler"] = "DDPM"
+    """The sampler: DDPM adds noise at every step, DDIM none, DPMSolverMultistep (DPM-Solver++) needs fewer of them; all
+    three act with the same weights. FlowMatchEuler is rectified flow, in training too: noise grows along straight
+    lines, whatever `beta_schedule` is. The last two are not in LeRobot."""
     num_train_timesteps: int = 100
     """Levels of noise in training."""
     beta_schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
@@ -120,6 +122,14 @@ class DiffusionConfig:
     """To plus and minus this, in normalised units."""
     num_inference_steps: int | None = None
     """Denoising steps when acting, 1 to num_train_timesteps; None takes all of them."""
+    timesteps: tuple[int, ...] | None = None
+    """The steps at which DDIM asks the network, from noise on, `num_inference_steps` of them; None spaces them evenly.
+    What a policy was distilled to. Not in LeRobot."""
+    ddim_eta: float = 0.0
+    """Noise that DDIM adds at every step, 0 to 1: 0 none, 1 as much as DDPM. Not in LeRobot."""
+    warm_start: float = 1.0
+    """Each chunk but an episode's first starts from the rest of the one before it, noised to this share of the
+    diffusion's time, and takes the steps that are left from there. 1 starts from noise alone. Not in LeRobot."""
     do_mask_loss_for_padding: bool = False
     """Leave actions beyond the episode's end out of the loss."""
 
@@ -200,6 +210,22 @@ class DiffusionConfig:
                 "steps cannot be finer than those trained",
             ),
             (
+                self.timesteps is None or self._are_steps(self.timesteps),
+                "timesteps",
+                f"num_inference_steps = {self.num_inference_steps} falling numbers below {trained}, with DDIM",
+                self.timesteps,
+                "leave it out: evenly spaced steps are right for all but distilled policies",
+            ),
+            (0 <= self.ddim_eta <= 1, "ddim_eta", "0 to 1", self.ddim_eta, "0 adds no noise"),
+            (
+                self.ddim_eta == 0 or self.noise_scheduler_type == "DDIM",
+                "ddim_eta",
+                "0 with any sampler but DDIM",
+                self.ddim_eta,
+                "set noise_scheduler_type to DDIM, or ddim_eta to 0",
+            ),
+            (0 < self.warm_start <= 1, "warm_start", "a share in (0, 1]", self.warm_start, "1 starts from noise"),
+            (
                 0 < self.beta_start <= self.beta_end < 1,
                 "beta_start, beta_end",
                 "0 < beta_start <= beta_end < 1",
@@ -267,6 +293,10 @@ class DiffusionConfig:
                 raise ConfigError(mismatch("crop_shape", "a crop that fits the image", found, "crop less"))
         if self.output_features and set(self.output_features) != {"action"}:
             raise ConfigError(mismatch("output_features", "exactly `action`", list(self.output_features), "rename it"))
+
+    def _are_steps(self, steps: tuple[int, ...]) -> bool:
+        falling = all(0 <= after < before for before, after in pairwise((self.num_train_timesteps, *steps)))
+        return falling and len(steps) == self.num_inference_steps and self.noise_scheduler_type == "DDIM"
 
     @property
     def image_features(self) -> dict[str, Feature]:

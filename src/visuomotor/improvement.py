@@ -10,12 +10,10 @@ DIR/round_001/evaluation/    the round's policy on seeds for tuning
 It joins training, simulation and evaluation, none of which knows of it.
 """
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +21,20 @@ import torch
 
 from visuomotor.data.joined import source_names
 from visuomotor.errors import ConfigError, mismatch
-from visuomotor.evaluation.evaluate import evaluate, summary
+from visuomotor.evaluation.evaluate import summary
 from visuomotor.files import sha256, write_json
-from visuomotor.policy.checkpoint import find_policy, load_policy, newest_checkpoint, read_json
+from visuomotor.policy.checkpoint import find_policy, load_policy, read_json
 from visuomotor.policy.device import choose_device
 from visuomotor.policy.diffusion import DiffusionPolicy
-from visuomotor.presets import PRESETS, preset
-from visuomotor.recipe import Recipe, TrainingConfig
+from visuomotor.recipe import Recipe
 from visuomotor.simulation.demonstrations import FIRST_SEED, write_demonstrations
 from visuomotor.simulation.gathering import gather, select, until_success
 from visuomotor.simulation.pusht import MAX_STEPS
-from visuomotor.training.average import WeightAverage
-from visuomotor.training.checkpoint import Run, read_run, save_checkpoint, write_run
+from visuomotor.stages import Stages, begin_from, continued, evaluate_stage, percent, training_of, training_seconds
+from visuomotor.training.checkpoint import Run
 from visuomotor.training.loop import train
 
-FORMAT_VERSION = 1
 SEEDS_PER_ROUND = 100_000
-TUNING_SEED = 500_000
-"""First seed of the evaluation after each round; published figures count from 100,000."""
 STEPS, LEARNING_RATE, WARMUP = 4_000, 3e-4, 200  # of a round that goes on from the present weights
 
 
@@ -102,9 +96,9 @@ def improve(
     folder, sources = Path(output), [data] if isinstance(data, str | Path) else list(data)
     if threads:
         torch.set_num_threads(threads)
-    base = _training(policy_source, preset_name)
+    base = training_of(policy_source, preset_name)
     if not from_scratch:
-        base = _continued(base, steps or STEPS)
+        base = continued(base, steps or STEPS, LEARNING_RATE, WARMUP)
     asked = {"steps": steps, "optimizer_lr": optimizer_lr, "threads": threads or None, "device": device}
     base = replace(base, **{name: value for name, value in asked.items() if value is not None})
     settings = {
@@ -121,9 +115,9 @@ def improve(
         "evaluation_episodes": evaluation_episodes,
         "max_steps": max_steps,
     }
-    finished = _open(folder, settings, resume)
+    stages = Stages(folder / "improvement.json", "an improvement", "rounds", settings, resume)
     kept = [_round(folder, number) / "episodes.npz" for number in range(1, rounds + 1)]
-    for number in range(len(finished) + 1, rounds + 1):
+    for number in range(len(stages.finished) + 1, rounds + 1):
         place, run = _round(folder, number), _round(folder, number) / "run"
         policy = load_policy(_round(folder, number - 1) / "run" if number > 1 else policy_source, choose_device(device))
         first = seed + (number - 1) * SEEDS_PER_ROUND
@@ -131,16 +125,17 @@ def improve(
         observations = tuple(policy.config.input_features)
         recipe = Recipe(policy.config, replace(base, seed=base.seed + number, observations=observations))
         if not from_scratch:
-            _begin_from(policy, run, Run(recipe, source_names(sources)))
+            begin_from(policy, run, Run(recipe, source_names(sources)))
         train(recipe, [*sources, *kept[:number]], run, resume=True)
-        found |= {"steps": base.steps, "training_seconds": _seconds(run / "metrics.jsonl")}
+        found |= {"steps": base.steps, "training_seconds": training_seconds(run)}
         if evaluation_episodes:
-            found["evaluation"] = _evaluate(run, place / "evaluation", evaluation_episodes, max_steps, device, progress)
-        finished.append({"round": number, **found})
-        write_json(folder / "improvement.json", _content(settings, finished))
+            found["evaluation"] = evaluate_stage(
+                run, place / "evaluation", evaluation_episodes, device, progress, max_steps
+            )
+        stages.add({"round": number, **found})
         if progress:
-            print(table(finished).splitlines()[-1], file=sys.stderr, flush=True)
-    return finished
+            print(table(stages.finished).splitlines()[-1], file=sys.stderr, flush=True)
+    return stages.finished
 
 
 def table(rounds: Sequence[dict[str, Any]]) -> str:
@@ -159,16 +154,11 @@ def table(rounds: Sequence[dict[str, Any]]) -> str:
     )
     lines = [form.format(*heads)]
     for line in rounds:
-        after = _percent(line["evaluation"]) if "evaluation" in line else "not measured"
+        after = percent(line["evaluation"]) if "evaluation" in line else "not measured"
         seconds = f"{line['rollout_seconds']:.0f} + {line['training_seconds']:.0f}"
         numbers = (line["kept"], f"{line['mean_length']:.0f}", line["frames"], line["steps"])
-        lines.append(form.format(line["round"], _percent(line), *numbers, after, seconds))
+        lines.append(form.format(line["round"], percent(line), *numbers, after, seconds))
     return "\n".join(lines)
-
-
-def _percent(measured: dict[str, Any]) -> str:
-    low, high = measured["success_rate_interval"]
-    return f"{100 * measured['success_rate']:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)"
 
 
 def _roll_out(
@@ -209,93 +199,8 @@ def _roll_out(
     return {"seeds": [first, last], **{name: content[name] for name in content if name != "episodes"}}
 
 
-def _begin_from(policy: DiffusionPolicy, run: Path, told: Run) -> None:
-    """Lays a checkpoint after 0 steps, so that `train` goes on from the policy's weights."""
-    if newest_checkpoint(run) is None:
-        run.mkdir(parents=True, exist_ok=True)
-        write_run(run, told)
-        config = told.recipe.training
-        average, optimizer = WeightAverage(policy, config), torch.optim.AdamW(policy.parameters())
-        save_checkpoint(run, 0, policy, average, optimizer, losses={}, config=config)
-
-
-def _evaluate(run: Path, place: Path, episodes: int, max_steps: int, device: str, progress: bool) -> dict[str, Any]:
-    if (place / "eval.json").is_file():
-        found = read_json(place / "eval.json")
-    else:
-        found = evaluate(
-            run,
-            output=place,
-            episodes=episodes,
-            seed=TUNING_SEED,
-            max_steps=max_steps,
-            videos=0,
-            device=device,
-            progress=progress,
-        )
-    return {name: found[name] for name in ("success_rate", "success_rate_interval", "mean_max_reward")}
-
-
-def _training(policy_source: str | Path, preset_name: str | None) -> TrainingConfig:
-    if preset_name is not None:
-        return preset(preset_name).training
-    for parent in find_policy(policy_source).resolve().parents[:3]:
-        if (parent / "metrics.jsonl").is_file():
-            return read_run(parent).recipe.training
-    if str(policy_source) in PRESETS:
-        return preset(str(policy_source)).training
-    advice = f"name the one whose batch size and augmentation to take, of {list(PRESETS)}"
-    raise ConfigError(mismatch(f"{policy_source}: preset", "a training run or a shipped policy", "neither", advice))
-
-
-def _continued(training: TrainingConfig, steps: int) -> TrainingConfig:
-    """The same training with a schedule for weights that are good already: short, lower, down to zero."""
-    warmup = max(1, min(WARMUP, steps // 10))
-    return replace(
-        training,
-        steps=steps,
-        optimizer_lr=LEARNING_RATE,
-        scheduler_name="cosine",
-        scheduler_warmup_steps=warmup,
-        scheduler_decay_steps=None,
-    )
-
-
-def _open(folder: Path, settings: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
-    """The finished rounds; makes the folder if it is new."""
-    file = folder / "improvement.json"
-    if not file.exists():
-        write_json(file, _content(settings, []))
-        return []
-    if not resume:
-        advice = "pass --resume to go on with it, or choose another --output"
-        raise ConfigError(mismatch(str(folder), "a folder without an improvement", "one", advice))
-    content = read_json(file)
-    if content.get("format_version") != FORMAT_VERSION:
-        found = content.get("format_version")
-        raise ConfigError(mismatch(f"{file}: format_version", FORMAT_VERSION, found, "use the same version"))
-    before = content["settings"]
-    changed = [name for name, value in settings.items() if before.get(name) != value]
-    if changed:
-        expected = ", ".join(f"{name} {before.get(name)}" for name in changed)
-        found = ", ".join(f"{name} {settings[name]}" for name in changed)
-        raise ConfigError(mismatch(f"--resume of {folder}", expected, found, "keep these, or begin in a new folder"))
-    return content["rounds"]
-
-
-def _content(settings: dict[str, Any], rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"format_version": FORMAT_VERSION, "settings": settings, "rounds": rounds}
-
-
 def _round(folder: Path, number: int) -> Path:
     return folder / f"round_{number:03d}"
-
-
-def _seconds(metrics: Path) -> float:
-    """What the training took, over all its starts; each counts from 0 again."""
-    counts = [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()]
-    ends = [now for now, later in pairwise(counts) if later < now]
-    return round(sum(ends) + counts[-1], 1)
 
 
 def _check(rounds: int, episodes: int, attempts: int, keep: float, seed: int, evaluation_episodes: int) -> None:

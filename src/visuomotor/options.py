@@ -11,7 +11,7 @@ import tyro
 class EvalOptions:
     """`visuomotor eval`; the fields are the arguments of `visuomotor.evaluation.evaluate.evaluate`."""
 
-    policy_source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="POLICY")]
+    policy_source: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="POLICY")]
     """A run's folder (its newest checkpoint), a policy's folder, a policy that ships with Visuomotor, or a hub name."""
     output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder for eval.json, report.html and the videos. An earlier evaluation there is replaced."""
@@ -21,12 +21,19 @@ class EvalOptions:
     """Seed of the first episode; the others follow it."""
     env: Literal["pusht"] = "pusht"
     """The task."""
-    noise_scheduler_type: Literal["DDPM", "DDIM"] | None = None
+    server: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
+    """In place of POLICY: act with the policy of `visuomotor serve` there; its token is taken from VISUOMOTOR_TOKEN."""
+    noise_scheduler_type: Literal["DDPM", "DDIM", "DPMSolverMultistep"] | None = None
     """The sampler; None takes the policy's own."""
     num_inference_steps: int | None = None
     """Denoising steps; None takes the policy's own."""
     n_action_steps: int | None = None
     """Executed steps of each prediction; None takes the policy's own."""
+    ddim_eta: float | None = None
+    """Noise that DDIM adds at every step, 0 to 1; None takes the policy's own."""
+    warm_start: float | None = None
+    """Share of the diffusion's time from which a chunk starts, from the rest of the one before it; 1 starts each from
+    noise, None takes the policy's own."""
     max_steps: int = 300
     """Steps after which an episode has failed."""
     videos: int = 3
@@ -126,6 +133,48 @@ class ValidateOptions:
 
 
 @dataclass(frozen=True)
+class ServeOptions:
+    """`visuomotor serve`; the fields are the arguments of `visuomotor.deployment.serving.serve`."""
+
+    policy_source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="POLICY")]
+    """A run's folder (its newest checkpoint), a policy's folder, a policy that ships with Visuomotor, or a hub name."""
+    host: str = "127.0.0.1"
+    """Where to listen; anything but this machine needs a token. 0.0.0.0 is every network that it is in."""
+    port: int = 8765
+    """The port for WebSocket, /healthz and /metrics; 0 takes a free one and prints it."""
+    token_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Holds the token that clients must send; None takes the environment variable VISUOMOTOR_TOKEN, if it is set."""
+    certificate: Annotated[Path | None, tyro.conf.arg(metavar="PEM")] = None
+    """For TLS: the server's certificate, and those that lead to its root."""
+    key: Annotated[Path | None, tyro.conf.arg(metavar="PEM")] = None
+    """For TLS: the certificate's private key, not encrypted."""
+    fps: float | None = None
+    """Actions a second, told to clients; None takes that of the run's demonstrations, if POLICY is a run's."""
+    max_clients: int = 64
+    """Clients at the same time."""
+    max_batch: int = 64
+    """Rows of one call of the network, and of one request."""
+    batch_window: float = 0.002
+    """Seconds that a request waits for others to share a call; nobody waits when all clients do."""
+    max_message_mb: float = 16
+    """Size of one message, in units of 2 ** 20 bytes."""
+    request_timeout: float = 30.0
+    """Seconds until a request that waits is given up, and until a client has taken its reply."""
+    idle_timeout: float = 600.0
+    """Seconds without a request after which a client is sent away."""
+    noise_scheduler_type: Literal["DDPM", "DDIM", "DPMSolverMultistep"] | None = None
+    """The sampler; None takes the policy's own."""
+    num_inference_steps: int | None = None
+    """Denoising steps; None takes the policy's own."""
+    n_action_steps: int | None = None
+    """Executed steps of each prediction; None takes the policy's own."""
+    ddim_eta: float | None = None
+    """Noise that DDIM adds at every step, 0 to 1; None takes the policy's own."""
+    device: str = "auto"
+    """Where the policy runs: `cpu`, `cuda`, `mps`, or `auto` for the best there is."""
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """`visuomotor report`."""
 
@@ -180,3 +229,34 @@ class ImproveOptions:
     """Threads of torch on the processor; 0 leaves torch's choice. Results are equal for an equal number only."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto` for the best there is."""
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """`visuomotor distill`; the fields are the arguments of `visuomotor.distillation.distill`."""
+
+    policy_source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="POLICY")]
+    """The teacher: a run's folder, a policy's folder, one that ships with Visuomotor, or a hub name."""
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE")]
+    """The demonstrations that it was trained on, as for `visuomotor train`; several are joined."""
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder for distillation.json and the stages."""
+    inference_steps: int = 2
+    """Denoising steps of the last student."""
+    halvings: int = 3
+    """Students in all, each of half as many steps: 3 go from 16 to 2."""
+    steps: int | None = None
+    """Optimizer steps of each student; None takes 8000."""
+    optimizer_lr: float | None = None
+    """Highest learning rate; None takes 3e-4."""
+    preset_name: Annotated[str | None, tyro.conf.arg(name="preset")] = None
+    """Preset whose batch size, augmentation and so on are taken; None takes those of the policy's own run, or of the
+    preset with its name."""
+    evaluation_episodes: int = 200
+    """Episodes of each student from seed 500000 on, for comparisons; 0 leaves them out."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with what --output holds; begin if it holds nothing."""
+    threads: int = 0
+    """Threads of torch on the processor; 0 leaves torch's choice. Results are equal for an equal number only."""
+    device: str = "auto"
+    """Where to train: `cpu`, `cuda`, `mps`, or `auto` for the best there is."""

@@ -18,12 +18,18 @@ class TrainingConfig:
     """Windows a step, of all processes together."""
     noise_draws: int = 1
     """Noisy copies of each window's actions a step: the encoder runs once, the U-Net this many times."""
+    consecutive_windows: int = 1
+    """Neighbouring windows that stay together when they are shuffled. They have frames in common, which are encoded
+    once: with 4 and two observed frames 5 images instead of 8. They share a crop, too."""
     observations: tuple[str, ...] | None = None
     """What the policy sees, by name; None takes all cameras and the two states."""
     episodes: tuple[int, ...] | None = None
     """Numbers of the episodes to train on; None takes all."""
     tasks: tuple[str, ...] | None = None
     """Names of the tasks to train on, as `visuomotor info` lists them; None takes all. The policy is not told which."""
+    teacher: str | None = None
+    """Folder of a policy to learn from instead of the data's actions: one step of this policy's sampler is to go as far
+    as two of the teacher's. What `visuomotor distill` does stage after stage."""
     augmentation: Literal["none", "pusht-mirror"] = "none"
     """`pusht-mirror`: half of the windows reflected on Push-T's axis of symmetry. Right for Push-T only."""
     optimizer_lr: float = 1e-4
@@ -74,8 +80,20 @@ class TrainingConfig:
     """bf16: encoder and denoiser compute in bfloat16, their weights and the key points stay float32. For GPUs."""
     gradient_accumulation_steps: int = 1
     """Parts in which a process takes its share of the batch, one after the other: less memory, the same gradient."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """fsdp: each of torchrun's processes holds a part of weights, gradients, moments and average (PyTorch's FSDP2), for
+    policies too large for one GPU. The result is the same."""
+    sharded_checkpoints: bool = False
+    """With fsdp, each process writes its part of weights and moments into the checkpoint, into which all must be able
+    to write, and nothing is gathered for it but the averaged policy. Any number of processes reads it again."""
     compile: bool = False
     """Compile the network with torch.compile: needs a C++ compiler, and some minutes at the start."""
+    cuda_graph: bool = False
+    """On a GPU, forward, backward and AdamW as one CUDA graph: launched at once, with no Python between its kernels.
+    Not with several processes."""
+    data_device: Literal["auto", "cpu"] = "auto"
+    """Where demonstrations lie that a GPU trains on: `auto` is the GPU, if they take no more than half of its free
+    memory; `cpu` the processor's memory, from which each batch is copied ahead of its step."""
     threads: int = 0
     """Threads of torch on the processor; 0 leaves torch's choice. Results are equal for an equal number only."""
     device: str = "auto"
@@ -90,6 +108,7 @@ class TrainingConfig:
                 "batch_size",
                 "gradient_accumulation_steps",
                 "noise_draws",
+                "consecutive_windows",
                 "save_every",
                 "keep_checkpoints",
                 "log_every",
@@ -98,6 +117,13 @@ class TrainingConfig:
             )
         ]
         rules += [
+            (
+                self.teacher is None or self.sharding == "none",
+                "sharding",
+                "none with a teacher",
+                self.sharding,
+                "a policy that is distilled is whole in each process",
+            ),
             (self.optimizer_lr > 0, "optimizer_lr", "a positive number", self.optimizer_lr, "1e-4 is the usual one"),
             (self.grad_clip_norm > 0, "grad_clip_norm", "a positive number", self.grad_clip_norm, "10 is the default"),
             (0 <= self.ema_max_decay < 1, "ema_max_decay", "a number in [0, 1)", self.ema_max_decay, "use 0.9999"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from visuomotor.data import pusht_geometry
 from visuomotor.data.dataset import load_dataset
 from visuomotor.data.pusht_geometry import block_keypoints, mirror
 from visuomotor.errors import ConfigError
@@ -69,6 +70,14 @@ def test_only_the_chosen_samples_are_reflected():
     for row in range(4):
         for column in range(4):
             assert torch.equal(reflected[:, 3 - column, 3 - row], image[:, row, column])
+
+
+def test_without_knowing_which_they_are_it_is_the_same():
+    """As on a GPU, whose host must not ask."""
+    batch, where = a_batch(), torch.tensor([True, False, True])
+    for name, value in mirror(batch, where).items():
+        if name != "action_is_pad":
+            assert torch.equal(pusht_geometry._reflect_where(name, batch[name], where), value)
 
 
 def test_reflected_twice_is_as_before():

@@ -95,6 +95,21 @@ def test_another_sampler_is_used_and_told(run, tmp_path, monkeypatch):
     assert f"visuomotor eval {run} {command} --output {tmp_path / 'out'}" in html
 
 
+def test_noise_and_warm_start_are_used_and_told(run, tmp_path, monkeypatch):
+    seen = []
+
+    def spy(policy, seeds, **_):
+        seen.append((policy.config.ddim_eta, policy.config.warm_start))
+        return [made_up(seed, 8, 0.1) for seed in seeds]
+
+    monkeypatch.setattr(module, "rollout", spy)
+    options = {"ddim_eta": 0.5, "warm_start": 0.3}
+    result = evaluate(run, output=tmp_path / "out", episodes=1, videos=0, progress=False, **options)
+    assert seen == [(0.5, 0.3)]
+    assert result["settings"] | options == result["settings"]
+    assert "--ddim-eta 0.5 --warm-start 0.3 " in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_an_earlier_evaluation_is_replaced_whole(run, tmp_path):
     options = {"output": tmp_path / "out", "max_steps": 8, "policy_batch": 2, "progress": False}
     evaluate(run, episodes=2, **options)

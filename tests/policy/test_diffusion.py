@@ -4,13 +4,15 @@ import copy
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor
 
 from visuomotor.config import DiffusionConfig, Feature
+from visuomotor.data.order import shared_frames
 from visuomotor.errors import CheckpointError, ConfigError
-from visuomotor.policy.diffusion import DiffusionPolicy
+from visuomotor.policy.diffusion import DiffusionPolicy, Shared
 
 from .small import observation, small_batch, small_config, small_policy
 
@@ -393,7 +395,7 @@ def test_with_sampler_refuses_the_impossible() -> None:
     policy = small_policy(STATE)
     with pytest.raises(ConfigError, match=r"noise_scheduler_type: .* got 'DDIN'; did you mean DDIM"):
         policy.with_sampler("DDIN")
-    with pytest.raises(ConfigError, match="noise_scheduler_type: expected DDPM or DDIM, got FlowMatchEuler; rectified"):
+    with pytest.raises(ConfigError, match="noise_scheduler_type: expected DDPM, DDIM, DPMSolverMultistep, got Flow"):
         policy.with_sampler("FlowMatchEuler")
     with pytest.raises(ConfigError, match="noise_scheduler_type: expected FlowMatchEuler, got DDIM; rectified flow"):
         small_policy(FLOW).with_sampler("DDIM")
@@ -521,3 +523,33 @@ def test_a_copy_is_independent() -> None:
         for parameter in policy.parameters():
             parameter.add_(1)
     assert not any(torch.equal(a, b) for a, b in zip(policy.parameters(), twin.parameters(), strict=True))
+
+
+def test_frames_that_windows_share_are_encoded_once() -> None:
+    """The loss and gradients are those without sharing, given that the crops are the same."""
+    config = small_config(cameras=2, use_separate_rgb_encoder_per_camera=True)
+    policy = small_policy(config)
+    batch = small_batch(config, size=5)
+    rows = np.array([7, 8, 9, 3, 4])  # two runs, of 3 and of 2 windows
+    leaders, first, index = shared_frames(rows, np.stack([rows - 1, rows], axis=1))
+    shared = Shared(*map(torch.from_numpy, (leaders, first, index)))
+    for name in config.image_features:
+        images = batch[name].flatten(0, 1)
+        batch[name] = images[shared.first][shared.index]  # as consecutive windows of a recording have them
+    draws = policy.draw(5, seeded(), noise_draws=2)
+    apart = dataclasses.replace(draws, offsets={n: o[shared.leaders] for n, o in draws.offsets.items()})
+    assert any(not torch.equal(apart.offsets[name], draws.offsets[name]) for name in draws.offsets)
+
+    seen: list[int] = []
+    for encoder in policy.diffusion.rgb_encoder:
+        encoder.register_forward_hook(lambda _, images, __: seen.append(len(images[0])))
+    found = policy(batch, draws.part(slice(None), shared))
+    found.backward()
+    gradients = [parameter.grad.clone() for parameter in policy.parameters()]
+    policy.zero_grad()
+    expected = policy(batch, apart)
+    expected.backward()
+    assert seen == [7, 7, 10, 10]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    for gradient, parameter in zip(gradients, policy.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)

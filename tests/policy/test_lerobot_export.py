@@ -238,6 +238,19 @@ def test_lerobots_arithmetic_gives_our_actions(tmp_path: Path, mode: Any, consta
             "noise_scheduler_type, for LeRobot: expected one of ['DDPM', 'DDIM'], got FlowMatchEuler; LeRobot has no",
         ),
         (
+            {"environment": 4, "noise_scheduler_type": "DPMSolverMultistep"},
+            "noise_scheduler_type, for LeRobot: expected one of ['DDPM', 'DDIM'], got DPMSolverMultistep; the weights "
+            "are the same however they act: choose what it knows by policy.with_sampler(...)",
+        ),
+        (
+            {"environment": 4, "noise_scheduler_type": "DDIM", "ddim_eta": 0.5},
+            "ddim_eta, for LeRobot: expected 0, got 0.5; the weights are the same",
+        ),
+        (
+            {"environment": 4, "warm_start": 0.5},
+            "warm_start, for LeRobot: expected 1, got 0.5; the weights are the same",
+        ),
+        (
             {"environment": 4, "denoiser": "transformer"},
             "denoiser, for LeRobot: expected unet, got transformer; LeRobot has no such policy: keep it in",
         ),

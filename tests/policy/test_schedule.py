@@ -1,6 +1,7 @@
 """Equality with diffusers' schedulers, which define the schedules and the steps."""
 
 import math
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from visuomotor.config import DiffusionConfig
-from visuomotor.policy.schedule import NoiseSchedule, RectifiedFlow, noise_schedule
+from visuomotor.policy.schedule import CLEAN, NoiseSchedule, RectifiedFlow, noise_schedule
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 SCHEDULES: list[dict[str, Any]] = [
@@ -101,6 +102,46 @@ def test_before_the_first_step_all_is_signal() -> None:
     schedule = NoiseSchedule(DiffusionConfig())
     assert schedule.alpha(-1) == schedule.alpha(-10) == 1.0
     assert schedule.alpha(0) == float(schedule.alphas_cumprod[0]) < 1
+
+
+def test_steps_even_in_the_signal_to_noise_ratio() -> None:
+    schedule = NoiseSchedule(DiffusionConfig())
+    taken = schedule.spread(8)
+    logs = [math.log(alpha / sigma) for alpha, sigma in map(schedule.scales, [*taken, 0])]
+    assert logs[0] == pytest.approx(-2, abs=0.1) and logs[0] >= -2
+    even = (logs[-1] - logs[0]) / 8
+    assert [after - before for before, after in pairwise(logs)] == pytest.approx([even] * 8, abs=0.3)
+    assert [schedule.spread(n) for n in (1, 2, 4)] == [[90], [90, 24], [90, 65, 24, 5]]
+
+
+@pytest.mark.parametrize("settings", [*SCHEDULES, {"num_train_timesteps": 2}, {"num_train_timesteps": 1000}])
+def test_no_step_is_taken_twice(settings: dict[str, Any]) -> None:
+    schedule = NoiseSchedule(DiffusionConfig(**settings))
+    for count in (1, 2, 16, 100):
+        taken = schedule.spread(count)
+        assert 1 <= len(taken) <= count
+        assert taken == sorted(set(taken), reverse=True) and taken[-1] >= 0
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("sampler", ["DDPM", "FlowMatchEuler"])
+def test_a_guide_can_take_predictions_apart(sampler: Literal["DDPM", "FlowMatchEuler"], prediction_type: Any) -> None:
+    """x from `scales`, clean actions from a prediction, and a prediction from clean actions."""
+    if (sampler, prediction_type) == ("FlowMatchEuler", "epsilon"):
+        return  # which there is not
+    config = DiffusionConfig(noise_scheduler_type=sampler, prediction_type=prediction_type, clip_sample_range=0.1)
+    schedule = noise_schedule(config)
+    clean, noise = torch.randn(2, 1, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for step in (1, 50, 99):
+        alpha, sigma = schedule.scales(step)
+        x = schedule.add_noise(clean, noise, torch.tensor([step]))
+        assert torch.allclose(x, alpha * clean + sigma * noise, atol=1e-6, rtol=0)
+        x = alpha * clean + sigma * noise  # `add_noise` takes roots in float32
+        target = schedule.prediction(x, clean, step)
+        assert torch.allclose(schedule.clean(x, target, step), clean, atol=1e-9, rtol=0)  # not clipped
+        assert torch.allclose(target, schedule.target(clean, noise, torch.tensor([step])), atol=1e-5, rtol=0)
+        assert torch.equal(schedule.split(target, x, step)[0], schedule.clean(x, target, step).clamp(-0.1, 0.1))
+    assert schedule.scales(CLEAN) == (1, 0)
 
 
 # Rectified flow

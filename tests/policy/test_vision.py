@@ -16,6 +16,7 @@ from visuomotor.errors import CheckpointError, ConfigError
 from visuomotor.policy.vision import (
     RgbEncoder,
     SpatialSoftmax,
+    _gather_crops,
     draw_offsets,
     load_pretrained,
     resize_and_crop,
@@ -80,6 +81,19 @@ def test_random_crop() -> None:
     tops = np.bincount([top for top, _ in samples]) / len(samples)
     assert np.abs(tops - 1 / 3).max() < 0.15  # 200 draws: more than four deviations
     assert len(set(samples[:40])) > 8  # within one batch
+
+
+@pytest.mark.parametrize("order", ["channels last", "channels first"])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_a_gather_cuts_the_same_crops(order: str, kind: torch.dtype) -> None:
+    """As on a GPU, whose host must not ask for the offsets."""
+    images, config = numbered(40, 2, 8, 9).to(kind), crop_config(crop_shape=(6, 5))
+    if order == "channels last":
+        images = images.movedim(2, -1).contiguous().movedim(-1, 2)
+    offsets = draw_offsets((8, 9), 40, config, torch.Generator().manual_seed(0))
+    found = _gather_crops(images, offsets, 6, 5)
+    assert found.dtype == kind and found.movedim(2, -1).is_contiguous()  # channels last, as the encoder wants it
+    assert torch.equal(found, resize_and_crop(images, config, offsets))
 
 
 def test_random_crop_follows_its_generator() -> None:

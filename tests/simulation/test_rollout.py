@@ -1,5 +1,7 @@
 """Episodes depend on their own seed only; the policy sees what LeRobot's queue would show it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -157,6 +159,50 @@ def test_ddpm_takes_a_draw_for_every_step():
     first = rollout(policy, SEEDS[:3], max_steps=8, policy_batch=2)
     torch.manual_seed(2)  # torch's own generator has no say
     assert_same(rollout(policy, SEEDS[:3], max_steps=8, policy_batch=2), first)
+
+
+@pytest.mark.parametrize("environments", [1, 7])
+def test_warm_starts_are_each_episodes_own(environments):
+    """However many run at once, whether they began together, or are in the last, smaller group."""
+    together = rollout(WarmPolicy(), SEEDS[:20], max_steps=24, environments=100, policy_batch=8)
+    assert_same(rollout(WarmPolicy(), SEEDS[:20], max_steps=24, environments=environments, policy_batch=8), together)
+
+
+def test_an_episode_starts_warm_from_its_own_last_plan():
+    policy = WarmPolicy()
+    rollout(policy, [3, 4], max_steps=20, policy_batch=3)
+    assert [previous is None for previous, _ in policy.plans] == [True, False, False]
+    for (_, last), (previous, _) in zip(policy.plans, policy.plans[1:], strict=False):
+        assert previous.shape == (3, 16, 2)
+        assert torch.equal(previous[:, :8], last[:, 8:])  # 8 were executed
+        assert torch.equal(previous[:, 8:], last[:, -1:].expand(3, 8, 2))
+    assert not torch.equal(policy.plans[0][1][0], policy.plans[0][1][1])
+
+
+def test_a_network_starts_warm():
+    policy = random_policy(num_inference_steps=10, warm_start=0.3)
+    steps = []
+    policy.diffusion.denoiser.register_forward_pre_hook(lambda _, arguments: steps.append(int(arguments[1][0])))
+    episodes = rollout(policy, SEEDS[:3], max_steps=24, policy_batch=4)
+    assert steps == [*range(90, -1, -10), *[20, 10, 0] * 2]
+    assert all(episode.chunk_starts == [0, 8, 16] for episode in episodes)
+
+
+class WarmPolicy(ScriptedPolicy):
+    """Runs at the block as far as its last plan let it, and remembers what it was given and what it planned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = dataclasses.replace(self.config, warm_start=0.5)
+        self.plans: list[tuple[torch.Tensor | None, torch.Tensor]] = []
+
+    def plan(self, observation, noise, *, previous):
+        corners = observation["observation.environment_state"][:, -1].unflatten(-1, (8, 2)).repeat(1, 2, 1)
+        plan = corners + 20 * noise[-1]
+        if previous is not None:
+            plan = (plan + previous) / 2
+        self.plans.append((previous, plan))
+        return plan
 
 
 def test_actions_that_are_no_numbers_are_refused():

@@ -20,14 +20,16 @@ from visuomotor.training.loop import train
 from .runs import change, contents, lines, names, start, wait_for_line
 
 
-@pytest.mark.parametrize("sees", ["state", "image"])
+@pytest.mark.parametrize("sees", ["state", "image", "shared images"])
 def test_two_steps_save_and_resume_equal_four_straight(
     recipe: Recipe, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sees: str
 ) -> None:
     """Of kernels of images too, whose moments do not lie in memory as they do in a file."""
     source: str | Path = demonstrations
-    if sees == "image":
+    if sees != "state":
         recipe, source = change(recipe, observations=("observation.image",), episodes=(0,)), "pusht-demonstrations"
+    if sees == "shared images":
+        recipe = change(recipe, consecutive_windows=3, augmentation="pusht-mirror")
     straight = train(recipe, source, tmp_path / "straight")
 
     real = DiffusionPolicy.forward

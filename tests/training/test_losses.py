@@ -106,6 +106,7 @@ def step(losses: Losses, optimizer: torch.optim.AdamW, weight: torch.Tensor, num
     norm = torch.nn.utils.clip_grad_norm_([weight], 1.0)
     if losses.accept(number, loss, norm):
         optimizer.step()
+    losses.note(number)
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -6,7 +6,7 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 
 from visuomotor.errors import ConfigError
 from visuomotor.recipe import TrainingConfig
-from visuomotor.training.schedule import decay_start, first_difference, learning_rate
+from visuomotor.training.schedule import decay_start, first_difference, learning_rate, set_rate
 
 STABLE = "warmup-stable-decay"
 
@@ -58,3 +58,19 @@ def test_up_to_where_a_longer_run_is_the_same(name: str, done: int, expected: in
 def test_a_decay_longer_than_the_run_is_refused() -> None:
     with pytest.raises(ConfigError, match="scheduler_decay_steps: expected 0 to steps = 10, got 11"):
         TrainingConfig(steps=10, scheduler_decay_steps=11)
+
+
+def test_a_rate_in_a_tensor_is_the_rate() -> None:
+    """It stays where it is, for a CUDA graph; and it is float32, so it is rounded."""
+    found = []
+    for kept in (0.5, torch.tensor(0.5)):
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.AdamW([weight], lr=kept, fused=True)
+        for rate in (0.1, 0.03):
+            weight.grad = torch.tensor([1.0, -2.0, 3.0])
+            set_rate(optimizer, rate)
+            optimizer.step()
+        assert not isinstance(kept, torch.Tensor) or optimizer.param_groups[0]["lr"] is kept
+        found.append(weight.detach())
+    torch.testing.assert_close(*found, rtol=1e-6, atol=0)
+    assert found[0][0] == pytest.approx(0.87, abs=0.01)

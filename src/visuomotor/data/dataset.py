@@ -202,19 +202,25 @@ class Dataset:
             `<name>_is_pad` (B, T).
         """
         batch = {}
-        starts, ends = self._first_row[rows], self._end_row[rows]
-        for name, offsets in steps.items():
-            wanted, is_pad = window_rows(rows, offsets, starts, ends)
-            values = self.frames[name] if name in self.frames else self._tables[name]
-            gathered = torch.from_numpy(_take(values, wanted))
+        for name, (wanted, is_pad) in self.windows(rows, steps).items():
+            gathered = torch.from_numpy(_take(self.values(name), wanted))
             batch[name] = gathered.movedim(-1, -3) if name in self.frames else gathered
             batch[f"{name}_is_pad"] = torch.from_numpy(is_pad)
         return batch
 
+    def windows(self, rows: np.ndarray, steps: dict[str, list[int]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The rows that `batch` gathers for each name, (B, T) int64, and which of them are padding, (B, T) bool."""
+        starts, ends = self._first_row[rows], self._end_row[rows]
+        return {name: window_rows(rows, offsets, starts, ends) for name, offsets in steps.items()}
+
+    def values(self, name: str) -> Frames:
+        """All that `batch` gathers of a feature from: float32 (N, *shape), or uint8 frames (N, H, W, C)."""
+        return self.frames[name] if name in self.frames else self._tables[name]
+
     def _find_statistics(self, name: str) -> dict[str, np.ndarray]:
         if name in self.demonstrations.statistics:
             return self.demonstrations.statistics[name]
-        return describe(self.frames[name] if name in self.frames else self._tables[name])
+        return describe(self.values(name))
 
     def _check_finite(self) -> None:
         for name, array in self.arrays.items():

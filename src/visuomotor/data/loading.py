@@ -1,10 +1,14 @@
 """Batches of the coming steps, made ready in the background while the present one trains."""
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 Batch = TypeVar("Batch")
 
@@ -33,3 +37,32 @@ def prefetch(gather: Callable[[int], Batch], steps: Iterable[int], ahead: int = 
             yield batch
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def send(value: Batch, device: str) -> Batch:
+    """The same value with its tensors on a GPU, by way of pinned memory: neither this thread nor the loop waits.
+
+    The copies are in the queue of the device's default stream, which all threads share: what is computed later finds
+    them there. Tensors that lie on the device already are not copied.
+    """
+
+    to_gpu = torch.device(device).type == "cuda"
+
+    def move(tensor: Tensor) -> Tensor:
+        return (tensor.pin_memory() if to_gpu and not tensor.is_cuda else tensor).to(device, non_blocking=True)
+
+    return each(value, move)
+
+
+def each(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same dictionaries, sequences and dataclasses with `function` of every tensor in them, in their order."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {name: each(part, function) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(each(part, function) for part in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: each(getattr(value, field.name), function) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **parts)
+    return value

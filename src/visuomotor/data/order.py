@@ -13,10 +13,12 @@ class WindowOrder:
         rows: (A,) where windows may start, `Dataset.anchors`.
         batch_size: Windows a step.
         seed: Decides all permutations.
+        together: Neighbouring windows that stay together when they are shuffled, so that they share frames. Where the
+            rows are cut into such runs differs from epoch to epoch.
     """
 
-    def __init__(self, rows: np.ndarray, batch_size: int, seed: int):
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+    def __init__(self, rows: np.ndarray, batch_size: int, seed: int, together: int = 1):
+        self.rows, self.batch_size, self.seed, self.together = rows, batch_size, seed, together
         self._epochs: dict[int, np.ndarray] = {}
 
     def batch(self, step: int) -> np.ndarray:
@@ -29,8 +31,34 @@ class WindowOrder:
     def _permutation(self, epoch: int) -> np.ndarray:
         drawn = self._epochs.get(epoch)
         if drawn is None:
-            drawn = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+            drawn = self._shuffled(np.random.default_rng((self.seed, epoch)))
             # Replaced whole, not changed: another thread may be asking for another step.
             before = {known: order for known, order in self._epochs.items() if known == epoch - 1}
             self._epochs = before | {epoch: drawn}
         return drawn
+
+    def _shuffled(self, random: np.random.Generator) -> np.ndarray:
+        if self.together == 1:
+            return random.permutation(self.rows)
+        rows = np.roll(self.rows, -random.integers(self.together))
+        starts = random.permutation(np.arange(0, len(rows), self.together))
+        places = (starts[:, None] + np.arange(self.together)).ravel()
+        return rows[places[places < len(rows)]]
+
+
+def shared_frames(rows: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Finds runs of windows that follow one another by one row, and the frames within each run that are the same.
+
+    Args:
+        rows: (B,) of the windows, in the order of the batch.
+        frames: (B, To) the rows of the frames that each one sees.
+
+    Returns:
+        What `policy.diffusion.Shared` holds: for each window the first of its run, (B,); where each of F frames occurs
+        first, (F,); and which of them each one is, (B, To).
+    """
+    begins = np.append(True, np.diff(rows) != 1)
+    leaders = np.flatnonzero(begins)[np.cumsum(begins) - 1]
+    of_run = np.stack([np.broadcast_to(leaders[:, None], frames.shape), frames], axis=-1).reshape(-1, 2)
+    _, first, index = np.unique(of_run, axis=0, return_index=True, return_inverse=True)
+    return leaders, first, index.reshape(frames.shape)

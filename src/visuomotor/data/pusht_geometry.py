@@ -16,7 +16,6 @@ SIZE = 512.0
 #   3───4───5───2
 #       7───6
 CORNERS = np.array([(-60, 0), (60, 0), (60, 30), (-60, 30), (-15, 30), (15, 30), (15, 120), (-15, 120)], np.float64)
-MIRRORED_CORNER = [1, 0, 3, 2, 5, 4, 7, 6]  # the corner that each one changes places with
 
 
 def block_keypoints(pose: np.ndarray) -> np.ndarray:
@@ -47,22 +46,30 @@ def mirror(batch: dict[str, torch.Tensor], where: torch.Tensor) -> dict[str, tor
     Raises:
         ConfigError: An observation whose reflection is not known.
     """
-    rows = where.nonzero()[:, 0]
-    mirrored = {}
+    mirrored = dict(batch)
+    rows = where.nonzero()[:, 0] if where.device.type == "cpu" else None  # a GPU's host would wait to learn them
     for name, value in batch.items():
-        mirrored[name] = value
-        if not name.endswith("_is_pad"):
+        if name.endswith("_is_pad"):
+            continue
+        if rows is None:
+            mirrored[name] = _reflect_where(name, value, where)
+        else:
             mirrored[name] = value.clone()
             mirrored[name][rows] = _reflect(name, value[rows])
     return mirrored
+
+
+def _reflect_where(name: str, value: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Reflects all samples, and takes the chosen ones."""
+    return torch.where(where.view(-1, *[1] * (value.dim() - 1)), _reflect(name, value), value)
 
 
 def _reflect(name: str, value: torch.Tensor) -> torch.Tensor:
     if name in ("observation.state", "action"):
         return SIZE - value.flip(-1)
     if name == "observation.environment_state":
-        points = value.unflatten(-1, (8, 2))[..., MIRRORED_CORNER, :]
-        return (SIZE - points.flip(-1)).flatten(-2)
+        pairs = value.unflatten(-1, (4, 2, 2))  # the corners 2 k and 2 k + 1 change places
+        return (SIZE - pairs.flip(-2, -1)).flatten(-3)
     if name.startswith("observation.image"):
         return value.transpose(-1, -2).flip(-1, -2)  # pixel (r, c) goes to (W - 1 - c, H - 1 - r)
     raise ConfigError(mismatch(name, "one of Push-T's features", "another", "set augmentation to none"))

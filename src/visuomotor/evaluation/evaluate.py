@@ -21,7 +21,7 @@ from visuomotor.files import atomic_folder, sha256, write_bytes, write_json
 from visuomotor.policy.checkpoint import find_policy, load_policy
 from visuomotor.policy.device import choose_device
 from visuomotor.simulation.pusht import MAX_STEPS
-from visuomotor.simulation.rollout import Episode, rollout
+from visuomotor.simulation.rollout import ChunkPolicy, Episode, rollout
 
 ENVIRONMENTS = ("pusht",)
 FIRST_SEED = 100_000
@@ -29,15 +29,18 @@ FIRST_SEED = 100_000
 
 
 def evaluate(
-    policy_source: str | Path,
+    policy_source: str | Path | None,
     *,
     output: str | Path,
+    server: str | None = None,
     episodes: int = 500,
     seed: int = FIRST_SEED,
     env: str = "pusht",
     noise_scheduler_type: str | None = None,
     num_inference_steps: int | None = None,
     n_action_steps: int | None = None,
+    ddim_eta: float | None = None,
+    warm_start: float | None = None,
     max_steps: int = MAX_STEPS,
     videos: int = 3,
     environments: int | None = None,
@@ -49,13 +52,17 @@ def evaluate(
 
     Args:
         policy_source: As for `load_policy`: a policy's folder, a run's folder, a shipped policy or a hub name.
+            None with `server`.
         output: The folder to write. That of an earlier evaluation is replaced; any other must be new or empty.
+        server: The URL of `visuomotor serve`: act with its policy, as it is served.
         episodes: How many. 500 give an interval of about 8 percentage points, 50 of 25.
         seed: The first.
         env: The task; `pusht`.
-        noise_scheduler_type: `DDPM` or `DDIM` instead of the policy's own.
+        noise_scheduler_type: `DDPM`, `DDIM` or `DPMSolverMultistep` instead of the policy's own.
         num_inference_steps: Denoising steps instead of the policy's own.
         n_action_steps: Executed steps of each plan instead of the policy's own.
+        ddim_eta: Noise that DDIM adds at every step, 0 to 1, instead of the policy's own.
+        warm_start: Share of the diffusion's time at which each plan but the first starts, instead of the policy's own.
         max_steps: Steps after which an episode has failed.
         videos: Successes, and failures, to draw: so many of each.
         environments: Episodes that run at once; None runs all. Does not change the result.
@@ -74,10 +81,14 @@ def evaluate(
     output = Path(output)
     _check(episodes, seed, env, max_steps, videos, environments, policy_batch)
     _check_output(output)
-    folder = find_policy(policy_source)
-    device = choose_device(device)
-    policy = load_policy(folder, device=device)
-    policy = policy.with_sampler(noise_scheduler_type, num_inference_steps, n_action_steps)
+    sampler = {
+        "noise_scheduler_type": noise_scheduler_type,
+        "num_inference_steps": num_inference_steps,
+        "n_action_steps": n_action_steps,
+        "ddim_eta": ddim_eta,
+        "warm_start": warm_start,
+    }
+    policy, told, folder = _open(policy_source, server, policy_batch, device, sampler)
     began = time.perf_counter()
     results = rollout(
         policy,
@@ -89,33 +100,57 @@ def evaluate(
     )
     seconds = time.perf_counter() - began
     settings = {
-        "policy": str(policy_source),
-        "weights_sha256": sha256(folder / "model.safetensors"),
+        **told,
         "env": env,
         **_sampler(policy.config),
         "max_steps": max_steps,
         "seed": seed,
         "policy_batch": policy_batch,
-        "device": device,
-        "threads": torch.get_num_threads(),
     }
     evaluation = summary(results) | {"settings": settings, "versions": versions(), "seconds": round(seconds, 1)}
     command = _command(
         policy_source,
+        server=server,
         episodes=episodes,
         seed=seed,
-        noise_scheduler_type=noise_scheduler_type,
-        num_inference_steps=num_inference_steps,
-        n_action_steps=n_action_steps,
+        **sampler,
         max_steps=max_steps,
         policy_batch=policy_batch,
         output=output,
     )
     with atomic_folder(output) as draft:
         files = _write_videos(results, videos, draft / "videos")
-        write_bytes(draft / "report.html", report(evaluation, command, files, _metrics(folder)).encode())
+        curves = None if folder is None else _metrics(folder)
+        write_bytes(draft / "report.html", report(evaluation, command, files, curves).encode())
         write_json(draft / "eval.json", evaluation)
     return evaluation
+
+
+def _open(
+    policy_source: str | Path | None,
+    server: str | None,
+    policy_batch: int,
+    device: str,
+    sampler: dict[str, Any],
+) -> tuple[ChunkPolicy, dict[str, Any], Path | None]:
+    """The policy, what the settings tell of it, and its folder if it lies here; `sampler` as for `with_sampler`."""
+    if server is None and policy_source is not None:
+        folder, device = find_policy(policy_source), choose_device(device)
+        policy = load_policy(folder, device=device).with_sampler(**sampler)
+        digest = sha256(folder / "model.safetensors")
+        told = {"policy": str(policy_source), "weights_sha256": digest}
+        return policy, told | {"device": device, "threads": torch.get_num_threads()}, folder
+    if server is None or policy_source is not None:
+        found = "none" if server is None else "both"
+        raise ConfigError(mismatch("policy", "POLICY or --server", found, "give one of them"))
+    if any(value is not None for value in sampler.values()):
+        advice = "the server decides: give them to visuomotor serve"
+        raise ConfigError(mismatch("--server", "no other sampler", "flags for one", advice))
+    from visuomotor.evaluation.remote import RemoteChunks
+
+    remote = RemoteChunks(server, policy_batch)
+    told = {name: remote.told.get(name) for name in ("policy", "weights_sha256", "device", "threads")}
+    return remote, told | {"server": server, "server_versions": remote.told.get("versions")}, None
 
 
 def summary(results: Sequence[Episode]) -> dict[str, Any]:
@@ -162,14 +197,16 @@ def _sampler(config: DiffusionConfig) -> dict[str, Any]:
         "noise_scheduler_type": config.noise_scheduler_type,
         "num_inference_steps": config.num_inference_steps or config.num_train_timesteps,
         "n_action_steps": config.n_action_steps,
+        "ddim_eta": config.ddim_eta,
+        "warm_start": config.warm_start,
     }
 
 
-def _command(policy_source: str | Path, **options: object) -> str:
+def _command(policy_source: str | Path | None, **options: object) -> str:
     """What to type for the same figures; options that hold their default are left out."""
     defaults = {name: spec.default for name, spec in inspect.signature(evaluate).parameters.items()}
     always = ("episodes", "seed", "output")  # what a reader looks for first
-    words = ["visuomotor", "eval", str(policy_source)]
+    words = ["visuomotor", "eval", *([] if policy_source is None else [str(policy_source)])]
     for name, value in options.items():
         if name in always or value != defaults[name]:
             words += [f"--{name.replace('_', '-')}", str(value)]

@@ -18,3 +18,8 @@ def choose_device(name: str) -> str:
         found = [device for device, here in there.items() if here]
         raise ConfigError(mismatch("device", f"one of {['auto', *found]}", name, "leave it out to take the best"))
     return name
+
+
+def is_cuda(device: str) -> bool:
+    """Whether a device (`cuda`, `cuda:1`) is an NVIDIA or AMD GPU, whose work the host only puts into a queue."""
+    return torch.device(device).type == "cuda"

@@ -3,84 +3,46 @@
 import copy
 import dataclasses
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from visuomotor.config import FLOW, DiffusionConfig
 from visuomotor.errors import CheckpointError, ConfigError, mismatch
+from visuomotor.policy.network import DiffusionModel
 from visuomotor.policy.normalization import Normalizer, Statistics
-from visuomotor.policy.samplers import SAMPLERS, draws
+from visuomotor.policy.samplers import SAMPLERS, Predict, denoising_steps, draws, sampler_of
 from visuomotor.policy.schedule import noise_schedule
-from visuomotor.policy.transformer import DiffusionTransformer
-from visuomotor.policy.unet import ConditionalUnet1d
-from visuomotor.policy.vision import RgbEncoder, draw_offsets, load_pretrained, resize_and_crop
+from visuomotor.policy.vision import draw_offsets, resize_and_crop
 
 Batch = Mapping[str, Tensor]
+Guide = Callable[[Predict], Predict]
 
 
-class DiffusionModel(nn.Module):
-    """The trained parts: encoders and denoiser. Everything in and out is normalised."""
+@dataclass(eq=False)
+class Frame:
+    """One observed step of the episodes that are under way."""
 
-    def __init__(self, config: DiffusionConfig, pretrained: bool):
-        super().__init__()
-        self.config = config
-        cameras = config.image_features
-        size = sum(f.shape[0] for f in (config.state_feature, config.env_state_feature) if f is not None)
-        if cameras:
-            separate = config.use_separate_rgb_encoder_per_camera
-            encoders = [RgbEncoder(config) for _ in range(len(cameras) if separate else 1)]
-            if pretrained and config.pretrained_backbone_weights:
-                for encoder in encoders:
-                    load_pretrained(encoder.backbone, config.pretrained_backbone_weights)
-            self.rgb_encoder = nn.ModuleList(encoders) if separate else encoders[0]
-            size += encoders[0].feature_dim * len(cameras)
-        action_size = config.output_features["action"].shape[0]
-        if config.denoiser == "unet":  # LeRobot's name
-            self.unet = ConditionalUnet1d(config, action_size, size * config.n_obs_steps)
-        else:
-            self.transformer = DiffusionTransformer(config, action_size, size * config.n_obs_steps)
-
-    @property
-    def denoiser(self) -> nn.Module:
-        """The denoising network: (x (B, Tp, Da), step (B,), global_cond (B, G)) -> (B, Tp, Da)."""
-        return self.unet if self.config.denoiser == "unet" else self.transformer
-
-    def global_cond(self, observation: Batch) -> Tensor:
-        """What the denoiser is told of the observation: per step state, key points of each camera, environment state.
-
-        Args:
-            observation: States (B, To, D); images (B, To, C, h, w), cropped.
-
-        Returns:
-            (B, To * numbers a step).
-        """
-        parts = []
-        if self.config.state_feature is not None:
-            parts.append(observation["observation.state"])
-        if cameras := list(self.config.image_features):
-            parts.extend(self._image_features([observation[name] for name in cameras]))
-        if self.config.env_state_feature is not None:
-            parts.append(observation["observation.environment_state"])
-        return torch.cat(parts, dim=-1).flatten(1)
-
-    def _image_features(self, cameras: list[Tensor]) -> list[Tensor]:
-        steps = cameras[0].shape[:2]
-        if isinstance(self.rgb_encoder, nn.ModuleList):
-            features = [
-                encoder(_nhwc(images.flatten(0, 1))) for encoder, images in zip(self.rgb_encoder, cameras, strict=True)
-            ]
-        else:  # one pass over all cameras, in LeRobot's order: batch, step, camera
-            stacked = _nhwc(torch.stack(cameras, dim=2).flatten(0, 2))
-            features = list(self.rgb_encoder(stacked).unflatten(0, (*steps, len(cameras))).flatten(0, 1).unbind(1))
-        return [feature.unflatten(0, steps) for feature in features]
+    values: dict[str, Tensor]
+    """Each observation, (B, ...) in data units."""
+    image_features: Tensor | None = None
+    """(B, numbers a step), from the first plan on that needs them."""
 
 
-def _nhwc(images: Tensor) -> Tensor:
-    """The same (B, C, H, W) with channels last in memory, which convolutions on CPUs and GPUs prefer."""
-    return images.contiguous(memory_format=torch.channels_last)
+@dataclass(frozen=True)
+class Shared:
+    """Which frames of a batch its windows have in common: each is encoded once."""
+
+    leaders: Tensor
+    """(B,) for each window the first of those that it shares frames with. What is random in an image (crop, reflection)
+    is the leader's, or the same frame would not be the same picture."""
+    first: Tensor
+    """(F,) where each frame occurs first, counted through the (B, To) frames of the batch."""
+    index: Tensor
+    """(B, To) which of the F frames each one is."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +55,13 @@ class Draws:
     """(K, B, Tp, Da)."""
     offsets: dict[str, Tensor]
     """For each camera that is cropped at random, (B, 2) top and left."""
+    shared: Shared | None = None
+    """Frames that samples have in common; None encodes those of each sample."""
 
-    def part(self, rows: slice) -> "Draws":
-        """Those of some samples."""
+    def part(self, rows: slice, shared: Shared | None = None) -> "Draws":
+        """Those of some samples, and what these share."""
         offsets = {name: values[rows] for name, values in self.offsets.items()}
-        return Draws(self.steps[:, rows], self.noise[:, rows], offsets)
+        return Draws(self.steps[:, rows], self.noise[:, rows], offsets, shared)
 
 
 class DiffusionPolicy(nn.Module):
@@ -173,17 +137,31 @@ class DiffusionPolicy(nn.Module):
         Raises:
             CheckpointError: Something is missing or has another shape than the policy was made for.
         """
+        return self.denoising_loss(*self.training_inputs(batch, draws), batch)
+
+    def training_inputs(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `forward` works on: `global_cond` (K B, G), clean actions and noise (K B, Tp, Da), steps (K B,)."""
         self._check_targets(batch)
-        copies = len(draws.steps)
-        condition = self.diffusion.global_cond(self._prepare(batch, draws.offsets)).repeat(copies, 1)
+        copies, shared = len(draws.steps), draws.shared
+        if shared is None:
+            condition = self.diffusion.global_cond(self._prepare(batch, draws.offsets))
+        else:
+            prepared = self._prepare(_frames_once(batch, self.config, shared), _of_leaders(draws.offsets, shared))
+            features = self.diffusion.image_features(prepared)[:, 0] if self.config.image_features else None
+            known = None if features is None else features[shared.index.to(features.device)]
+            condition = self.diffusion.global_cond(prepared, known)
         clean = self.normalizer("action", batch["action"].to(self.device)).repeat(copies, 1, 1)
         noise, steps = (values.flatten(0, 1).to(clean.device) for values in (draws.noise, draws.steps))
-        return self.denoising_loss(condition, clean, noise, steps, batch)
+        return condition.repeat(copies, 1), clean, noise, steps
 
     def denoising_loss(self, global_cond: Tensor, clean: Tensor, noise: Tensor, steps: Tensor, batch: Batch) -> Tensor:
         """The loss for given noise (B, Tp, Da) and steps (B,); `clean` is normalised."""
         prediction = self.diffusion.denoiser(self.schedule.add_noise(clean, noise, steps), steps, global_cond)
-        error = (prediction - self.schedule.target(clean, noise, steps)) ** 2
+        return self.mean_error(prediction, self.schedule.target(clean, noise, steps), batch)
+
+    def mean_error(self, prediction: Tensor, target: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error of (K * B, Tp, Da), without the padded actions if these are masked."""
+        error = (prediction - target) ** 2
         if self.config.do_mask_loss_for_padding:
             inside = ~batch["action_is_pad"].to(self.device)  # (B, Tp)
             error = error * inside.repeat(len(error) // len(inside), 1)[..., None]
@@ -192,56 +170,102 @@ class DiffusionPolicy(nn.Module):
     # Acting
 
     def reset(self) -> None:
-        """Forgets the past: call it when an episode begins."""
-        self._observations: dict[str, deque[Tensor]] = {}
+        """Forgets the past: call it when an episode begins, or weights change."""
+        self._frames: deque[Frame] = deque(maxlen=self.config.n_obs_steps)
         self._actions: deque[Tensor] = deque()
+        self._rest: Tensor | None = None  # of the last plan, for a warm start
 
     @torch.no_grad()
     def select_action(self, observation: Batch, noise: Tensor | None = None) -> Tensor:
-        """The next action, from a queue that is filled by a new prediction when it is empty.
+        """The next action, from a queue that is filled by a new plan when it is empty.
 
         Args:
-            observation: The present step only: images (B, C, H, W), states (B, D), in data units.
-            noise: As for `predict_action_chunk`, used if this call predicts.
+            observation: As for `observe`.
+            noise: As for `plan`, used if this call plans.
 
         Returns:
-            (B, Da) in data units. The first call after `reset` takes its observation for the past steps too.
+            (B, Da) in data units.
+        """
+        self.observe(observation)
+        if not self._actions:
+            plan = self.plan(None, noise, previous=self._rest)
+            if self.config.warm_start < 1:
+                self._rest = moved_on(plan, self.config.n_action_steps)
+            self._actions.extend(self._executed(plan).unbind(1))
+        return self._actions.popleft()
+
+    def observe(self, observation: Batch) -> None:
+        """Adds a step to what `plan` sees, forgetting the one of To steps ago.
+
+        Args:
+            observation: The present step only: images (B, C, H, W), states (B, D), in data units. The first one after
+                `reset` stands for the past steps too.
         """
         for name in self.config.input_features:
             if name not in observation:
                 raise self._missing(name, observation)
-        for name in self.config.input_features:
-            past = self._observations.setdefault(name, deque(maxlen=self.config.n_obs_steps))
-            if past and past[-1].shape != observation[name].shape:
-                before, now = tuple(past[-1].shape), tuple(observation[name].shape)
-                raise CheckpointError(mismatch(name, f"{before} as before", now, "call reset() when an episode begins"))
-            past.extend([observation[name]] * (1 if past else self.config.n_obs_steps))
-        if not self._actions:
-            stacked = {name: torch.stack(list(past), dim=1) for name, past in self._observations.items()}
-            self._actions.extend(self.predict_action_chunk(stacked, noise).unbind(1))
-        return self._actions.popleft()
+        values = {name: observation[name] for name in self.config.input_features}
+        for name, before in self._frames[-1].values.items() if self._frames else ():
+            if before.shape != values[name].shape:
+                expected, advice = f"{tuple(before.shape)} as before", "call reset() when an episode begins"
+                raise CheckpointError(mismatch(name, expected, tuple(values[name].shape), advice))
+        steps = self.config.n_obs_steps
+        repeated = {n: x[:, None].expand(x.shape[0], steps, *x.shape[1:]) for n, x in values.items()}
+        self._check_observations(repeated)
+        self._frames.extend([Frame(values)] * (1 if self._frames else steps))
 
     @torch.no_grad()
     def predict_action_chunk(self, observation: Batch, noise: Tensor | None = None) -> Tensor:
-        """The actions to execute from now on.
+        """The actions to execute from now on, (B, Ta, Da) in data units: a part of `plan`, which has the arguments."""
+        return self._executed(self.plan(observation, noise))
+
+    @torch.no_grad()
+    def plan(
+        self,
+        observation: Batch | None,
+        noise: Tensor | None = None,
+        guide: Guide | None = None,
+        previous: Tensor | None = None,
+    ) -> Tensor:
+        """The actions of the whole horizon, from the oldest observed step on.
 
         Args:
-            observation: Images uint8 or float in [0, 1], (B, To, C, H, W); states in data units, (B, To, D).
+            observation: Images uint8 or float in [0, 1], (B, To, C, H, W); states in data units, (B, To, D). None takes
+                what `observe` was given, whose images are encoded once however many plans see them.
             noise: Where sampling starts, (B, Tp, Da); or (K, B, Tp, Da) with K = `noise_draws()`, which holds the draws
                 of the sampler's steps too. What is not given comes from torch's generator.
+            guide: Takes the network as a function of x (B, Tp, Da) and step, both as the sampler has them, and gives
+                the function that is sampled from instead. `schedule.clean` and `schedule.prediction` turn what it
+                predicts into actions and back. It may differentiate the network under `torch.enable_grad()`.
+            previous: What an earlier plan says of the same steps, (B, Tp, Da) in data units (`moved_on`): where the
+                sampler starts, noised, if `warm_start` is less than 1.
 
         Returns:
-            (B, Ta, Da) in data units.
-        """
-        self._check_observations(observation)
-        condition = self.diffusion.global_cond(self._prepare(observation, {}))
-        actions = self.sample(condition, noise)
-        start = self.config.n_obs_steps - 1
-        return self.normalizer.inverse("action", actions[:, start : start + self.config.n_action_steps])
+            (B, Tp, Da) in data units; number To - 1 is the action of the present step.
 
-    def sample(self, global_cond: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Runs the sampler: (B, G) -> all (B, Tp, Da), normalised. `noise` as for `predict_action_chunk`."""
-        shape = (len(global_cond), self.config.horizon, self.config.output_features["action"].shape[0])
+        Raises:
+            CheckpointError: Something is missing or has another shape than the policy was made for.
+        """
+        if observation is None:
+            condition = self._observed()
+        else:
+            self._check_observations(observation)
+            condition = self.diffusion.global_cond(self._prepare(observation, {}))
+        if previous is not None:
+            previous = self.normalizer("action", previous.to(self.device))
+        return self.normalizer.inverse("action", self.sample(condition, noise, guide, previous))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        global_cond: Tensor,
+        noise: Tensor | None = None,
+        guide: Guide | None = None,
+        previous: Tensor | None = None,
+    ) -> Tensor:
+        """Runs the sampler: (B, G) -> all (B, Tp, Da), normalised, as `previous` is here. Else as for `plan`."""
+        config = self.config
+        shape = (len(global_cond), config.horizon, config.output_features["action"].shape[0])
         given = noise if noise is None or noise.dim() == 4 else noise[None]
         count = 0 if given is None else len(given)
         if given is not None and (given.shape[1:] != shape or count not in (1, self.noise_draws())):
@@ -249,21 +273,38 @@ class DiffusionPolicy(nn.Module):
             raise CheckpointError(mismatch("noise", expected, tuple(given.shape), "draw it anew for this batch"))
         drawn = torch.randn(self.noise_draws() - count, *shape, device=global_cond.device)
         start = drawn if given is None else torch.cat([given.to(drawn), drawn])
+        warm = previous is not None and config.warm_start < 1
+        steps = self.denoising_steps(warm)
+        if previous is not None and warm:
+            if previous.shape != shape:
+                advice = "give the earlier plan of the whole horizon, moved on"
+                raise CheckpointError(mismatch("previous", shape, tuple(previous.shape), advice))
+            alpha, sigma = self.schedule.scales(steps[0])
+            start = torch.cat([alpha * previous[None] + sigma * start[:1], start[1:]])
+        predict = self._network(global_cond, steps)
+        return sampler_of(config)(predict if guide is None else guide(predict), self.schedule, start, steps)
 
-        def predict(x: Tensor, step: float) -> Tensor:
-            return self.diffusion.denoiser(x, torch.full((len(x),), step, device=x.device), global_cond)
-
-        return SAMPLERS[self.config.noise_scheduler_type](predict, self.schedule, start, self._steps())
+    def denoising_steps(self, warm: bool = False) -> list[float]:
+        """The steps at which one chunk asks the network, from noise on; of a warm start the last of them."""
+        steps: list[float] = list(self.config.timesteps or ())
+        if not steps:
+            steps = denoising_steps(self.config.noise_scheduler_type, self.schedule, self._steps())
+        if not warm:
+            return steps
+        most = self.config.warm_start * (self.config.num_train_timesteps - 1) + 1e-6
+        return [step for step in steps if step <= most] or steps[-1:]
 
     def noise_draws(self) -> int:
         """K: how many draws of (Tp, Da) one chunk takes with this sampler and number of steps."""
-        return draws(self.config.noise_scheduler_type, self._steps())
+        return draws(self.config.noise_scheduler_type, self._steps(), self.config.ddim_eta)
 
     def with_sampler(
         self,
         noise_scheduler_type: str | None = None,
         num_inference_steps: int | None = None,
         n_action_steps: int | None = None,
+        ddim_eta: float | None = None,
+        warm_start: float | None = None,
     ) -> "DiffusionPolicy":
         """The same weights acting in another way; None keeps what this policy does.
 
@@ -274,13 +315,18 @@ class DiffusionPolicy(nn.Module):
             "noise_scheduler_type": noise_scheduler_type,
             "num_inference_steps": num_inference_steps,
             "n_action_steps": n_action_steps,
+            "ddim_eta": ddim_eta,
+            "warm_start": warm_start,
         }
         flow = self.config.noise_scheduler_type == FLOW
         if noise_scheduler_type in SAMPLERS and (noise_scheduler_type == FLOW) != flow:
-            expected = FLOW if flow else "DDPM or DDIM"
+            expected = FLOW if flow else ", ".join(name for name in SAMPLERS if name != FLOW)
             advice = "rectified flow and diffusion are trained differently: train another policy for it"
             raise ConfigError(mismatch("noise_scheduler_type", expected, noise_scheduler_type, advice))
-        config = dataclasses.replace(self.config, **{name: value for name, value in asked.items() if value is not None})
+        changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        if {"noise_scheduler_type", "num_inference_steps"} & changes.keys():
+            changes["timesteps"] = None
+        config = dataclasses.replace(self.config, **changes)
         other = copy.copy(self)  # shallow: modules are shared
         other.config = config
         other.reset()
@@ -289,10 +335,45 @@ class DiffusionPolicy(nn.Module):
     def _steps(self) -> int:
         return self.config.num_inference_steps or self.config.num_train_timesteps
 
+    def _network(self, global_cond: Tensor, steps: Sequence[float]) -> Predict:
+        """The network for a sampler that takes these steps: what does not depend on x is computed here, once."""
+        told = self.diffusion.denoiser.prepare(torch.tensor(steps, device=global_cond.device), global_cond)
+        places = {step: i for i, step in enumerate(steps)}
+
+        def predict(x: Tensor, step: float) -> Tensor:
+            known = told(places[step]) if step in places else None  # a guide may ask at others
+            step_of_each = torch.full((len(x),), step, device=x.device)
+            return self.diffusion.denoiser(x, step_of_each, global_cond, told=known)
+
+        return predict
+
+    def _executed(self, plan: Tensor) -> Tensor:
+        start = self.config.n_obs_steps - 1
+        return plan[:, start : start + self.config.n_action_steps]
+
+    def _observed(self) -> Tensor:
+        """`global_cond` of what `observe` was given."""
+        if not self._frames:
+            raise CheckpointError(mismatch("observation", "one or more", "none", "call observe() first, or give it"))
+        frames, features = list(self._frames), None
+        cameras = list(self.config.image_features)
+        others = [name for name in self.config.input_features if name not in cameras]
+        if cameras:
+            new = [frame for frame in dict.fromkeys(frames) if frame.image_features is None]
+            if new:
+                encoded = self.diffusion.image_features(self._prepare(_stack(new, cameras), {}))
+                for frame, of_frame in zip(new, encoded.unbind(1), strict=True):
+                    frame.image_features = of_frame
+            known = [frame.image_features for frame in frames if frame.image_features is not None]
+            features = torch.stack(known, dim=1)
+        return self.diffusion.global_cond(self._prepare(_stack(frames, others), {}), features)
+
     def _prepare(self, observation: Batch, offsets: dict[str, Tensor]) -> dict[str, Tensor]:
         """Crops and normalises what the network sees, on the network's device."""
         prepared = {}
         for name, feature in self.config.input_features.items():
+            if name not in observation:  # features of its images are known already
+                continue
             values = observation[name].to(self.device)
             if feature.type == "VISUAL":
                 values = resize_and_crop(values, self.config, offsets.get(name))
@@ -329,3 +410,27 @@ class DiffusionPolicy(nn.Module):
     def _missing(self, name: str, observation: Batch) -> CheckpointError:
         found = sorted(observation)
         return CheckpointError(mismatch(name, "an observation of that name", found, "rename it or add it"))
+
+
+def moved_on(plan: Tensor, steps: int) -> Tensor:
+    """A plan (B, Tp, Da) as it stands `steps` later; of what it does not reach, its last action is the guess."""
+    return torch.cat([plan[:, steps:], plan[:, -1:].expand(-1, steps, -1)], dim=1)
+
+
+def _frames_once(batch: Batch, config: DiffusionConfig, shared: Shared) -> dict[str, Tensor]:
+    """The observations, of images (B, To, C, H, W) the different ones as (F, 1, C, H, W)."""
+    once = {name: batch[name] for name in config.input_features}
+    for name in config.image_features:
+        pixels = batch[name].movedim(-3, -1).flatten(0, 1)  # channels are last in memory
+        once[name] = pixels[shared.first.to(pixels.device)].movedim(-1, -3)[:, None]
+    return once
+
+
+def _of_leaders(offsets: Mapping[str, Tensor], shared: Shared) -> dict[str, Tensor]:
+    """Offsets of samples (B, 2) as those of the different frames, (F, 2)."""
+    of_frame = shared.leaders[shared.first // shared.index.shape[1]]
+    return {name: values[of_frame] for name, values in offsets.items()}
+
+
+def _stack(frames: Sequence[Frame], names: Sequence[str]) -> dict[str, Tensor]:
+    return {name: torch.stack([frame.values[name] for frame in frames], dim=1) for name in names}

@@ -21,6 +21,7 @@ from visuomotor.policy.normalization import NEEDED
 OURS_ALONE = (
     *("backbone_width", "backbone_stages"),
     *("denoiser", "transformer_dim", "transformer_layers", "transformer_heads"),
+    *("timesteps", "ddim_eta", "warm_start"),
 )
 """Fields of DiffusionConfig that LeRobot's does not have."""
 SHARED = tuple(spec.name for spec in dataclasses.fields(DiffusionConfig) if spec.name not in OURS_ALONE)

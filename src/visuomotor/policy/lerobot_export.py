@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visuomotor.config import DiffusionConfig, Feature, to_json
+from visuomotor.config import FLOW, DiffusionConfig, Feature, to_json
 from visuomotor.errors import CheckpointError, mismatch
 from visuomotor.files import atomic_folder, write_bytes
 from visuomotor.policy.checkpoint import save_tensors
@@ -22,6 +22,8 @@ FILES = (
     *("config.json", "model.safetensors", f"{PREPROCESSOR}.json", f"{POSTPROCESSOR}.json"),
     *(STATE_BEFORE, STATE_AFTER),
 )
+ACTING = ("noise_scheduler_type", "timesteps", "ddim_eta", "warm_start")
+"""Fields that `with_sampler` changes, and LeRobot does not know or knows fewer values of."""
 
 
 def save_lerobot(policy: DiffusionPolicy, folder: str | Path) -> None:
@@ -71,6 +73,9 @@ def _check_expressible(config: DiffusionConfig) -> None:
         for name, known in LEROBOTS_VALUES.items()
     ]
     rules.append((config.denoiser == "unet", "denoiser", "unet", config.denoiser))
+    rules.append((config.timesteps is None, "timesteps", None, config.timesteps))
+    rules.append((config.ddim_eta == 0, "ddim_eta", 0, config.ddim_eta))
+    rules.append((config.warm_start == 1, "warm_start", 1, config.warm_start))
     if cameras:  # else nothing has a backbone
         rules.append((config.backbone_width == 64, "backbone_width", 64, config.backbone_width))
         rules.append((config.backbone_stages == 4, "backbone_stages", 4, config.backbone_stages))
@@ -81,6 +86,8 @@ def _check_expressible(config: DiffusionConfig) -> None:
     for holds, name, expected, found in rules:
         if not holds:
             advice = "LeRobot has no such policy: keep it in Visuomotor's own format"
+            if name in ACTING and found != FLOW:
+                advice = "the weights are the same however they act: choose what it knows by policy.with_sampler(...)"
             raise CheckpointError(mismatch(f"{name}, for LeRobot", expected, found, advice))
 
 

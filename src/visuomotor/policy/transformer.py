@@ -3,6 +3,8 @@
 DiT (Peebles and Xie 2023), a token an action in place of a patch of an image, as Dasari et al. 2024 use it for robots.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -64,23 +66,31 @@ class DiffusionTransformer(nn.Module):
         for module in (*zero, self.final_modulation, self.final):
             nn.init.zeros_(module.weight)
 
-    def forward(self, x: Tensor, step: Tensor, global_cond: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: Tensor, global_cond: Tensor, told: Tensor | None = None) -> Tensor:
         """Predicts for a batch.
 
         Args:
             x: (B, Tp, Da) noisy actions, normalised.
             step: (B,) denoising steps, 0 (clean) to num_train_timesteps - 1 (noise).
             global_cond: (B, G) what the policy observed.
+            told: Of `prepare` for this step and `global_cond`, which then are not looked at.
 
         Returns:
             (B, Tp, Da).
         """
-        condition = nn.functional.silu(self.diffusion_step_encoder(step) + self.cond_encoder(global_cond))
+        if told is None:
+            told = self.diffusion_step_encoder(step) + self.cond_encoder(global_cond)
+        condition = nn.functional.silu(told)
         x = self.action_encoder(x) + self.positions
         for block in self.blocks:
             x = run_block(self.recompute, block, x, condition)
         shift, scale = self.final_modulation(condition)[:, None].chunk(2, dim=-1)
         return self.final(self.final_norm(x) * (1 + scale) + shift)
+
+    def prepare(self, steps: Tensor, global_cond: Tensor) -> Callable[[int], Tensor]:
+        """As for the U-Net: given 0 to S - 1, what the blocks are told at that one of the steps (S,), (B, E)."""
+        of_steps, of_cond = self.diffusion_step_encoder(steps), self.cond_encoder(global_cond)
+        return lambda i: of_steps[i] + of_cond
 
 
 def _norm(size: int) -> nn.LayerNorm:

@@ -1,7 +1,7 @@
 """The denoising network: a conditional U-Net over time (Chi et al. 2023, section IV; tested against LeRobot's)."""
 
 import math
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +55,20 @@ class ResidualBlock(nn.Module):
         if channels_in != channels_out:
             self.residual_conv = TemporalConv(channels_in, channels_out, 1)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(T, B, C) and the condition (B, E), which has been through Mish already, once for all blocks."""
+    def film(self, condition: Tensor) -> Tensor:
+        """What scales and shifts, (B, C' or 2 C'), of a condition (B, E + G) that has been through Mish."""
+        return self.cond_encoder[1](condition)
+
+    def film_shares(self, step: Tensor, global_cond: Tensor) -> tuple[Tensor, Tensor]:
+        """`film` as a sum, since it is linear: what steps (S, E) and observations (B, G), after Mish, contribute."""
+        layer = self.cond_encoder[1]
+        assert isinstance(layer, nn.Linear)
+        of_step, of_cond = layer.weight.split([step.shape[1], global_cond.shape[1]], dim=1)
+        return nn.functional.linear(step, of_step), nn.functional.linear(global_cond, of_cond, layer.bias)
+
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        """(T, B, C) and what `film` gives."""
         out = self.conv1(x)
-        film = self.cond_encoder[1](condition)  # (B, C' or 2 C')
         if self.scales:
             scale, bias = film.chunk(2, dim=1)
             out = torch.addcmul(bias, out, scale)
@@ -70,7 +80,8 @@ class ResidualBlock(nn.Module):
 def run_block(recompute: bool, block: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
     """block(x, condition), whose activations are computed again in the backward pass if `recompute` says so."""
     if recompute and torch.is_grad_enabled():
-        return checkpoint(block, x, condition, use_reentrant=False)
+        # Nothing in a block is random; a GPU's generator could not be asked while a CUDA graph is recorded.
+        return checkpoint(block, x, condition, use_reentrant=False, preserve_rng_state=False)
     return block(x, condition)
 
 
@@ -105,31 +116,57 @@ class ConditionalUnet1d(nn.Module):
             ConvBlock(dims[0], dims[0], config.kernel_size, FINAL_GROUPS), TemporalConv(dims[0], action_size, 1)
         )
 
-    def forward(self, x: Tensor, step: Tensor, global_cond: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: Tensor, global_cond: Tensor, told: Sequence[Tensor] | None = None) -> Tensor:
         """Predicts for a batch.
 
         Args:
             x: (B, Tp, Da) noisy actions, normalised.
             step: (B,) denoising steps, 0 (clean) to num_train_timesteps - 1 (noise).
             global_cond: (B, G) what the policy observed.
+            told: Of `prepare` for this step and `global_cond`, which then are not looked at.
 
         Returns:
             (B, Tp, Da).
         """
-        condition = torch.cat([self.diffusion_step_encoder(step), global_cond], dim=-1)
-        condition = nn.functional.mish(condition)
-        run = partial(run_block, self.recompute)
+        if told is None:
+            condition = torch.cat([self.diffusion_step_encoder(step), global_cond], dim=-1)
+            condition = nn.functional.mish(condition)
+            told = [block.film(condition) for block in self._blocks()]
+        films = iter(told)
         x = x.transpose(0, 1)  # (Tp, B, Da)
         skips: list[Tensor] = []
         for stage in self.down_modules:
             first, second, shrink = stage.children()
-            x = run(second, run(first, x, condition), condition)
+            x = self._run(second, self._run(first, x, films), films)
             skips.append(x)
             x = shrink(x)
         for block in self.mid_modules:
-            x = run(block, x, condition)
+            x = self._run(block, x, films)
         for stage in self.up_modules:
             first, second, grow = stage.children()
             x = torch.cat([x, skips.pop()], dim=-1)
-            x = grow(run(second, run(first, x, condition), condition))
+            x = grow(self._run(second, self._run(first, x, films), films))
         return self.final_conv(x).transpose(0, 1)
+
+    def prepare(self, steps: Tensor, global_cond: Tensor) -> Callable[[int], Sequence[Tensor]]:
+        """Computes what the blocks are told at several steps, for all of them at once.
+
+        Args:
+            steps: (S,) denoising steps.
+            global_cond: (B, G) what the policy observed.
+
+        Returns:
+            Given 0 to S - 1, the `told` of that step: the same as without, to rounding.
+        """
+        step, cond = nn.functional.mish(self.diffusion_step_encoder(steps)), nn.functional.mish(global_cond)
+        shares = [block.film_shares(step, cond) for block in self._blocks()]
+        sizes = [of_step.shape[1] for of_step, _ in shares]
+        of_steps, of_cond = (torch.cat(parts, dim=1) for parts in zip(*shares, strict=True))
+        return lambda i: (of_steps[i] + of_cond).split(sizes, dim=1)
+
+    def _blocks(self) -> list[ResidualBlock]:
+        """In the order in which they run."""
+        return [module for module in self.modules() if isinstance(module, ResidualBlock)]
+
+    def _run(self, block: nn.Module, x: Tensor, films: Iterator[Tensor]) -> Tensor:
+        return run_block(self.recompute, block, x, next(films))

@@ -165,9 +165,23 @@ def resize_and_crop(images: Tensor, config: DiffusionConfig, offsets: Tensor | N
     if offsets is None:
         top, left = round((height - h) / 2), round((width - w) / 2)
         return images[..., top : top + h, left : left + w]
+    if images.device.type != "cpu":
+        return _gather_crops(images, offsets.to(images.device), h, w)
     # Slices copy rows: 1 ms for a batch of 128, where one vectorised gather takes 20 ms.
     places = zip(images, offsets.tolist(), strict=True)
     return torch.stack([image[..., y : y + h, x : x + w] for image, (y, x) in places])
+
+
+def _gather_crops(images: Tensor, offsets: Tensor, h: int, w: int) -> Tensor:
+    """The same in one gather: slices of each sample would make a GPU's host wait for the offsets."""
+    size, steps, _, _, width = images.shape
+    pixels = images.movedim(2, -1).flatten(2, 3)  # (B, N, H * W, C), a view: channels are last in memory
+    down, right = (torch.arange(length, device=images.device) for length in (h, w))
+    y, x = offsets[:, :1] + down, offsets[:, 1:] + right  # (B, h), (B, w)
+    places = (y[:, :, None] * width + x[:, None]).flatten(1)  # (B, h * w)
+    samples, times = (torch.arange(length, device=images.device) for length in (size, steps))
+    found = pixels[samples[:, None, None], times[:, None], places[:, None]]  # (B, N, h * w, C)
+    return found.unflatten(2, (h, w)).movedim(-1, 2)
 
 
 def load_pretrained(trunk: nn.Sequential, source: str) -> None:

@@ -7,16 +7,17 @@ sees one shape of batch, because the order in which a processor sums may change 
 
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 
 from visuomotor.config import DiffusionConfig
 from visuomotor.errors import CheckpointError, ConfigError, mismatch
+from visuomotor.policy.diffusion import moved_on
 from visuomotor.simulation.pusht import MAX_STEPS, SUCCESS_COVERAGE, PushT, observe
 
 SECONDS_BETWEEN_LINES = 30
@@ -31,6 +32,14 @@ class ChunkPolicy(Protocol):
     def noise_draws(self) -> int: ...
 
     def predict_action_chunk(self, observation: dict[str, torch.Tensor], noise: torch.Tensor) -> torch.Tensor: ...
+
+
+class WarmPolicy(ChunkPolicy, Protocol):
+    """... and if its config asks for a warm start."""
+
+    def plan(
+        self, observation: dict[str, torch.Tensor], noise: torch.Tensor, *, previous: torch.Tensor | None
+    ) -> torch.Tensor: ...
 
 
 @dataclass
@@ -49,6 +58,8 @@ class Episode:
     """Steps at which the policy planned."""
     attempt: int = 0
     """Decides the noise as well: another attempt from the same initial state."""
+    rest: np.ndarray | None = None
+    """(Tp, 2) float32, the last plan as it stands for the next one, if that starts from it."""
 
     @property
     def steps(self) -> int:
@@ -117,8 +128,7 @@ def rollout(
         while waiting or running:
             while waiting and len(running) < (environments or len(episodes)):
                 running.append(_start(waiting.pop()))
-            for first in range(0, len(running), policy_batch):
-                group = running[first : first + policy_batch]
+            for group in _groups(running, policy_batch):
                 chunks = _plan(policy, [episode for _, episode in group], policy_batch)
                 for (environment, episode), chunk in zip(group, chunks, strict=True):
                     _execute(environment, episode, chunk, max_steps, steps_after)
@@ -139,6 +149,13 @@ def _start(episode: Episode) -> tuple[PushT, Episode]:
     return environment, episode
 
 
+def _groups(running: list[tuple[PushT, Episode]], size: int) -> Iterator[list[tuple[PushT, Episode]]]:
+    """Those that plan in one call: with a warm start, an episode's first plan takes other steps than its later ones."""
+    for pairs in ([pair for pair in running if (pair[1].rest is None) is first] for first in (True, False)):
+        for begin in range(0, len(pairs), size):
+            yield pairs[begin : begin + size]
+
+
 def _plan(policy: ChunkPolicy, episodes: list[Episode], batch: int) -> np.ndarray:
     """The next actions of each episode, (len(episodes), Ta, 2)."""
     config = policy.config
@@ -150,13 +167,29 @@ def _plan(policy: ChunkPolicy, episodes: list[Episode], batch: int) -> np.ndarra
     noise = np.stack(drawn, axis=1)
     rows = np.minimum(np.arange(batch), len(episodes) - 1)  # the last one again and again fills the batch
     observation = observe(np.array(states), config.input_features)
-    actions = policy.predict_action_chunk(
-        {name: torch.from_numpy(values[rows]) for name, values in observation.items()},
-        noise=torch.from_numpy(noise[:, rows]),
-    )
+    given = {name: torch.from_numpy(values[rows]) for name, values in observation.items()}
+    start = torch.from_numpy(noise[:, rows])
+    if config.warm_start < 1:
+        actions = _plan_warm(cast(WarmPolicy, policy), episodes, given, start, rows)
+    else:
+        actions = policy.predict_action_chunk(given, noise=start)
     if not actions.isfinite().all():
         raise CheckpointError(mismatch("action", "finite numbers", "NaN or infinity", "train the policy again"))
     return actions[: len(episodes)].float().cpu().numpy()
+
+
+def _plan_warm(
+    policy: WarmPolicy, episodes: list[Episode], given: dict[str, torch.Tensor], noise: torch.Tensor, rows: np.ndarray
+) -> torch.Tensor:
+    """The chunks of episodes that all have a rest of their last plan, or none of them; their next rests are kept."""
+    rests = [episode.rest for episode in episodes if episode.rest is not None]
+    plans = policy.plan(given, noise, previous=torch.from_numpy(np.stack(rests)[rows]) if rests else None)
+    executed = policy.config.n_action_steps
+    next_rests = moved_on(plans, executed).float().cpu().numpy()
+    for episode, rest in zip(episodes, next_rests[: len(episodes)], strict=True):
+        episode.rest = rest
+    now = policy.config.n_obs_steps - 1
+    return plans[:, now : now + executed]
 
 
 def _execute(environment: PushT, episode: Episode, chunk: np.ndarray, max_steps: int, steps_after: int) -> None:

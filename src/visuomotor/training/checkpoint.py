@@ -6,6 +6,8 @@ RUN/checkpoints/step_000050/policy/         the averaged weights: what acts, and
 RUN/checkpoints/step_000050/training/       the weights themselves, the optimizer's moments, the step, the loss so far
 RUN/checkpoints/step_000050/hashes.json     length and SHA-256 of each of these files
 
+With sharded_checkpoints each process has written its part of training/state.safetensors: state_1_of_2.safetensors, ...
+
 Everything random in step k (the windows, crops, noise) comes from the seed and k alone. So the seed and the step are
 the whole state of the random numbers and of the data's order.
 """
@@ -13,7 +15,8 @@ the whole state of the random numbers and of the data's order.
 import errno
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +27,14 @@ from safetensors import SafetensorError
 from visuomotor.config import from_json, to_json
 from visuomotor.errors import CheckpointError, ConfigError, mismatch
 from visuomotor.files import atomic_folder, write_hashes, write_json
-from visuomotor.policy.checkpoint import checkpoints, load_weights, read_json, read_tensors, save_policy, save_tensors
+from visuomotor.policy.checkpoint import checkpoints, read_json, save_policy, save_tensors
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.recipe import Recipe, TrainingConfig
 from visuomotor.training.average import WeightAverage
+from visuomotor.training.parts import Parts, write_parts
+from visuomotor.training.processes import Processes
 from visuomotor.training.schedule import decay_start
+from visuomotor.training.sharding import gather, held
 
 FORMAT_VERSION = 1
 FREE = (
@@ -43,7 +49,11 @@ FREE = (
     "evaluate_episodes",
     "wandb_project",
     "gradient_accumulation_steps",
+    "sharding",
+    "sharded_checkpoints",
     "compile",
+    "cuda_graph",
+    "data_device",
     "threads",
     "device",
 )
@@ -105,6 +115,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     losses: Mapping[str, Any],
     config: TrainingConfig,
+    processes: Processes | None = None,
 ) -> Path:
     """Writes the state after `step` steps; it appears whole, on the disk, or not at all.
 
@@ -117,40 +128,72 @@ def save_checkpoint(
         average: Its average.
         optimizer: With its moments.
         losses: `Losses.state()`.
-        config: What to keep.
+        config: What to keep, and whether in parts.
+        processes: Those that train together; None for one alone. If the policy is sharded, each of them must call this.
 
     Returns:
-        The checkpoint's folder.
+        The checkpoint's folder. If the policy is sharded, only the main process knows it to be there.
 
     Raises:
         CheckpointError: A number is not finite, or the disk is full. The checkpoint before stays as it was.
     """
     target = run / "checkpoints" / f"step_{step:06d}"
+    several = processes if processes and processes.sharded else None
     tensors = {f"weights.{name}": tensor for name, tensor in policy.state_dict().items()}
     for name, parameter in policy.named_parameters():
         for moment, value in optimizer.state[parameter].items():
             tensors[f"{moment}.{name}"] = value
     averages = {f"average.{name}": tensor for name, tensor in average.policy.state_dict().items()}
-    _check_finite(run, step, tensors | averages)
+    _check_finite(run, step, tensors | averages, several)
+    size = sum(tensor.nbytes for tensor in (tensors | averages).values()) / 1e6
+    acting = average.gathered()
+    writers = several if config.sharded_checkpoints else None
+    if not writers:
+        tensors = gather(tensors)
+    if acting or writers:
+        with _written(target, size, writers) as draft:
+            if acting:
+                save_policy(acting, draft / "policy")
+                state = {"format_version": FORMAT_VERSION, "step": step, "losses": dict(losses)}
+                write_json(draft / "training" / "state.json", state)
+            if writers:
+                name = f"state_{writers.rank + 1}_of_{writers.count}.safetensors"
+                write_parts(tensors, draft / "training" / name, writers.main)
+            else:
+                save_tensors(tensors, draft / "training" / "state.safetensors")
+    if acting:
+        kept = [path for path in checkpoints(run) if path.name != f"step_{decay_start(config) or -1:06d}"]
+        for old in kept[config.keep_checkpoints :]:
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))  # hidden first: killed now, no half counts
+    return target
+
+
+@contextmanager
+def _written(target: Path, size: float, writers: Processes | None) -> Generator[Path]:
+    """Yields the folder in which a checkpoint of so many MB is written: by one process, or by all into the same one."""
+    advice = f"make room and go on with --resume; {last_good(target.parent.parent)}"
+    expected, failed = f"room for {size:,.0f} MB", None
     try:
-        with atomic_folder(target) as draft:
-            save_policy(average.policy, draft / "policy")
-            (draft / "training").mkdir()
-            on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_tensors(on_cpu, draft / "training" / "state.safetensors")
-            state = {"format_version": FORMAT_VERSION, "step": step, "losses": dict(losses)}
-            write_json(draft / "training" / "state.json", state)
-            write_hashes(draft)
+        with ExitStack() as stack:
+            draft = stack.enter_context(atomic_folder(target)) if not writers or writers.main else None
+            if draft:
+                (draft / "training").mkdir()
+            shared = writers.from_main(lambda: draft) if writers else draft
+            assert shared is not None
+            try:
+                yield shared
+            except (OSError, SafetensorError) as error:
+                failed = error
+                if not writers:
+                    raise
+            if writers and (told := writers.first(str(failed) if failed else None)):
+                raise CheckpointError(mismatch(str(target), expected, told, advice)) from failed
+            if draft:
+                write_hashes(draft)
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise
-        size = sum(tensor.nbytes for tensor in (tensors | averages).values()) / 1e6
-        advice = f"make room and go on with --resume; {last_good(run)}"
-        raise CheckpointError(mismatch(str(target), f"room for {size:,.0f} MB", str(error), advice)) from error
-    kept = [path for path in checkpoints(run) if path.name != f"step_{decay_start(config) or -1:06d}"]
-    for old in kept[config.keep_checkpoints :]:
-        shutil.rmtree(old.rename(old.with_name(f".{old.name}.old")))  # hidden first: killed now, no half of it counts
-    return target
+        raise CheckpointError(mismatch(str(target), expected, str(error), advice)) from error
 
 
 def last_good(run: Path) -> str:
@@ -174,33 +217,40 @@ def load_checkpoint(
     if state.get("format_version") != FORMAT_VERSION:
         found = state.get("format_version")
         raise CheckpointError(mismatch(f"{folder}: format_version", FORMAT_VERSION, found, "use the same version"))
-    tensors = read_tensors(folder / "training" / "state.safetensors")
-    groups: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        group, _, name = key.partition(".")
-        groups.setdefault(group, {})[name] = tensor
-    own = policy.state_dict()
-    weights = groups.pop("weights", {})
-    if weights.keys() != own.keys() or any(weights[name].shape != own[name].shape for name in own):
+    parts = Parts(sorted((folder / "training").glob("state*.safetensors")))
+    own = {f"weights.{name}": tensor for name, tensor in policy.state_dict().items()}
+    found = {name for name in parts.shapes if name.startswith("weights.")}
+    if found != own.keys():
         advice = "the checkpoint and RUN/config.json do not belong together"
-        raise CheckpointError(mismatch(f"{folder}/training", f"{len(own)} tensors", f"{len(weights)} others", advice))
-    policy.load_state_dict(weights)
-    load_weights(average.policy, folder / "policy" / "model.safetensors")
+        raise CheckpointError(mismatch(f"{folder}/training", f"{len(own)} tensors", f"{len(found)} others", advice))
+    for name, tensor in own.items():
+        parts.fill(name, tensor)
+    averages = Parts([folder / "policy" / "model.safetensors"])
+    for name, tensor in average.policy.state_dict().items():
+        averages.fill(name, tensor)
+    moments = {name.partition(".")[0] for name in parts.shapes.keys() - own.keys()}
     for name, parameter in policy.named_parameters():
-        moments = {moment: values[name] for moment, values in groups.items() if name in values}
         # Fused optimizers count their steps on the device, others on the processor; and they take it that moments lie
         # in memory as their parameter does, which in a kernel of images is channels last.
         count_device = parameter.device if optimizer.defaults["fused"] else "cpu"
-        optimizer.state[parameter] = {
-            moment: value.to(count_device) if moment == "step" else torch.empty_like(parameter).copy_(value)
-            for moment, value in moments.items()
-        }
+        state_of = optimizer.state[parameter]
+        for moment in sorted(moments):
+            if f"{moment}.{name}" in parts.shapes:
+                counts = moment == "step"
+                state_of[moment] = torch.zeros((), device=count_device) if counts else torch.empty_like(parameter)
+                parts.fill(f"{moment}.{name}", state_of[moment])
     return int(state["step"]), state.get("losses")
 
 
-def _check_finite(run: Path, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
-    for name, tensor in tensors.items():
-        # In one pass, without a mask as large as the tensor.
-        if tensor.numel() and not all(math.isfinite(end) for end in torch.stack(torch.aminmax(tensor)).tolist()):
-            advice = f"lower optimizer_lr; nothing is saved of step {step}, and {last_good(run)}"
-            raise CheckpointError(mismatch(f"{name} after step {step}", "finite numbers", "others", advice))
+def _check_finite(run: Path, step: int, tensors: Mapping[str, torch.Tensor], several: Processes | None) -> None:
+    infinite = next((name for name, tensor in tensors.items() if not _is_finite(held(tensor))), None)
+    if several:
+        infinite = several.first(infinite)
+    if infinite:
+        advice = f"lower optimizer_lr; nothing is saved of step {step}, and {last_good(run)}"
+        raise CheckpointError(mismatch(f"{infinite} after step {step}", "finite numbers", "others", advice))
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # In one pass, without a mask as large as the tensor.
+    return not tensor.numel() or all(math.isfinite(end) for end in torch.stack(torch.aminmax(tensor)).tolist())

@@ -13,13 +13,16 @@ from torch import Tensor
 from visuomotor.config import DiffusionConfig, Feature, is_observed, nearest
 from visuomotor.data.dataset import Dataset, Source
 from visuomotor.data.joined import source_names
-from visuomotor.data.loading import prefetch
-from visuomotor.data.order import WindowOrder
+from visuomotor.data.loading import prefetch, send
+from visuomotor.data.order import WindowOrder, shared_frames
 from visuomotor.data.pusht_geometry import mirror
+from visuomotor.data.resident import place
 from visuomotor.data.selection import load_selection, unconditioned
 from visuomotor.errors import DatasetError, mismatch
-from visuomotor.policy.device import choose_device
-from visuomotor.policy.diffusion import DiffusionPolicy
+from visuomotor.policy.checkpoint import load_policy
+from visuomotor.policy.device import choose_device, is_cuda
+from visuomotor.policy.diffusion import DiffusionPolicy, Draws, Shared
+from visuomotor.policy.distillation import Halving
 from visuomotor.policy.normalization import Statistics
 from visuomotor.policy.transformer import DiffusionTransformer
 from visuomotor.policy.unet import ConditionalUnet1d
@@ -28,21 +31,26 @@ from visuomotor.recipe import Recipe
 from visuomotor.training.average import WeightAverage
 from visuomotor.training.checkpoint import Run, load_checkpoint, save_checkpoint
 from visuomotor.training.evaluations import Evaluations
+from visuomotor.training.graph import StepGraph, check_graph
 from visuomotor.training.lock import lock
 from visuomotor.training.losses import Losses, name_windows
 from visuomotor.training.metrics import Metrics
 from visuomotor.training.processes import Processes
 from visuomotor.training.resume import fingerprint, open_run
-from visuomotor.training.schedule import decay_start, learning_rate
+from visuomotor.training.schedule import decay_start, learning_rate, set_rate
+from visuomotor.training.sharding import whole
 from visuomotor.training.signals import stop_signals
 from visuomotor.training.validation import split_windows, validation_loss
+
+Part = tuple[dict[str, Tensor], Draws, Tensor | None]
+"""Of a batch: its windows, all else that is random, and which windows are reflected."""
 
 
 def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = False) -> Path:
     """Trains a policy.
 
     Ctrl-C and SIGTERM save a checkpoint after the running step, then leave. A resumed run ends with the same bits as
-    one that was never interrupted, on the same machine, device and number of threads.
+    one that was never interrupted, on the same machine, device and number of threads; on a GPU to rounding.
 
     Args:
         recipe: The policy and how to train it, from `preset(name)` or your own.
@@ -65,6 +73,9 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
         torch.set_num_threads(config.threads)
     processes = Processes(config, device)
     device = processes.device
+    on_gpu = is_cuda(device)
+    if config.cuda_graph:
+        check_graph(device, processes.count)
     with processes.main_first():
         dataset = load_selection(source, config.episodes, config.tasks, resize=recipe.policy.resize_shape)
         recipe = dataclasses.replace(recipe, policy=fill_features(recipe, dataset))
@@ -72,7 +83,8 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
             dataset.frames[camera]  # decoded now, so that a damaged video leaves no run behind
     if processes.main and (told := unconditioned(dataset.demonstrations)):
         print(told, file=sys.stderr)
-    statistics = _statistics(dataset, recipe)
+    teacher = load_policy(config.teacher, device) if config.teacher else None
+    statistics = teacher.statistics if teacher else _statistics(dataset, recipe)
     windows, held_out = split_windows(dataset, recipe)
     asked = Run(recipe, source_names(source), fingerprint(dataset, recipe, len(windows), statistics))
 
@@ -82,7 +94,7 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
         newest = processes.from_main(lambda: open_run(run, asked, resume))
         torch.manual_seed(config.seed)
         policy = DiffusionPolicy(recipe.policy, statistics, pretrained=newest is None)
-        policy = policy.to(device).train()
+        policy = processes.place(policy).train()
         average = WeightAverage(policy, config)
         for module in policy.modules():
             if isinstance(module, RgbEncoder):
@@ -91,16 +103,18 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
                 module.compile()
         optimizer = torch.optim.AdamW(
             policy.parameters(),
-            lr=config.optimizer_lr,
+            # A tensor, because a graph would keep the number of its recording.
+            lr=torch.tensor(config.optimizer_lr, device=device) if config.cuda_graph else config.optimizer_lr,
             betas=config.optimizer_betas,
             eps=config.optimizer_eps,
             weight_decay=config.optimizer_weight_decay,
-            fused=device in ("cpu", "cuda"),
+            fused=on_gpu or device == "cpu",
+            capturable=config.cuda_graph,
         )
         first_step, noted = load_checkpoint(newest, policy, average, optimizer) if newest else (0, None)
-        model = processes.wrap(policy)
+        model = processes.wrap(Halving(policy, teacher) if teacher else policy)
 
-        order = WindowOrder(windows, config.batch_size, config.seed)
+        order = WindowOrder(windows, config.batch_size, config.seed, config.consecutive_windows)
         steps = {name: recipe.policy.observation_steps for name in recipe.policy.input_features}
         steps["action"] = recipe.policy.action_steps
         losses = Losses(
@@ -109,47 +123,60 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
             place=lambda step: name_windows(dataset, order.batch(step)),
             run=run,
             noted=noted,
-            asynchronous=device == "cuda",
+            asynchronous=on_gpu,
         )
         metrics = stack.enter_context(Metrics(run, first_step, recipe, silent=not processes.main))
         evaluations = stack.enter_context(Evaluations(run, recipe, metrics.show))
         stop = stack.enter_context(stop_signals())
         checkpoint, stopped = newest, False
 
-        def gather(step: int) -> list[dict[str, Tensor]]:
-            rows = order.batch(step)
-            return [dataset.batch(rows[part], steps) for part in processes.parts]
+        kept = place(dataset, steps, device, wanted=config.data_device == "auto") if on_gpu else dataset
 
-        coming = range(first_step, config.steps)
-        batches = stack.enter_context(closing(prefetch(gather, coming)))
-        for step, batch in zip(coming, batches, strict=True):
+        def gather(step: int) -> list[Part]:
             generator = torch.Generator().manual_seed(_seed(config.seed, step))
             mirrored = (
                 torch.rand(config.batch_size, generator=generator) < 0.5 if config.augmentation != "none" else None
             )
-            draws = policy.draw(config.batch_size, generator, config.noise_draws)
+            draws, batch = policy.draw(config.batch_size, generator, config.noise_draws), []
+            for part in processes.parts:
+                rows, shared = order.batch(step)[part], None
+                if config.consecutive_windows > 1:
+                    frames, _ = dataset.windows(rows, {"frames": recipe.policy.observation_steps})["frames"]
+                    shared = Shared(*map(torch.from_numpy, shared_frames(rows, frames)))
+                chosen = None if mirrored is None else mirrored[part][shared.leaders if shared else slice(None)]
+                batch.append((kept.batch(rows, steps), draws.part(part, shared), chosen))
+            return send(batch, device) if on_gpu else batch
+
+        def update(step: int, batch: list[Part]) -> Tensor:  # on a GPU nothing in here makes the host wait
             loss = torch.zeros((), device=device)
-            for part, windows_of_part in zip(processes.parts, batch, strict=True):
+            for number, (windows_of_part, draws, mirrored) in enumerate(batch, 1):
                 if mirrored is not None:
-                    windows_of_part = mirror(windows_of_part, mirrored[part])
-                with processes.collect(model, last=part is processes.parts[-1]):
+                    windows_of_part = mirror(windows_of_part, mirrored)
+                with processes.collect(model, last=number == len(batch)):
                     with processes.precision():
-                        share = model(windows_of_part, draws.part(part)) / len(batch)
+                        share = model(windows_of_part, draws) / len(batch)
                     share.backward()
                 loss += share.detach()
             loss = processes.mean(loss)
-            gradient_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip_norm)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config)
+            gradient_norm = whole(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip_norm))
             if losses.accept(step, loss, gradient_norm):
                 optimizer.step()
             optimizer.zero_grad()  # now, so that a checkpoint is not written beside gradients
+            return gradient_norm
+
+        take_step = StepGraph(update) if config.cuda_graph else update
+        coming = range(first_step, config.steps)
+        batches = stack.enter_context(closing(prefetch(gather, coming)))
+        for step, batch in zip(coming, batches, strict=True):
+            set_rate(optimizer, learning_rate(step, config))
+            gradient_norm = take_step(step, batch)
+            losses.note(step)
             average.update(step)
 
             done, validated, stopped = step + 1, {}, processes.any(bool(stop))
             last, save = done == config.steps, done % config.save_every == 0
             metrics.tick(done)
-            if processes.main and len(held_out) and (last or done % config.validate_every == 0):
+            if processes.takes_part and len(held_out) and (last or done % config.validate_every == 0):
                 with metrics.pause():
                     loss_held_out = validation_loss(average.policy, dataset, held_out, steps, recipe)
                 validated = {"validation_loss": loss_held_out}
@@ -162,15 +189,17 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
                     **validated,
                 }
                 metrics.write(done, values)
-            if processes.main and (last or save or stopped or done == decay_start(config)):
+            if processes.takes_part and (last or save or stopped or done == decay_start(config)):
                 with metrics.pause():
-                    metrics.sync()
+                    if processes.main:
+                        metrics.sync()
                     noted = losses.state()
-                    checkpoint = save_checkpoint(run, done, policy, average, optimizer, noted, config)
+                    checkpoint = save_checkpoint(run, done, policy, average, optimizer, noted, config, processes)
             if stopped:
                 break
+            evaluated = average.gathered() if config.evaluate_every and done % config.evaluate_every == 0 else None
             if processes.main:
-                evaluations.step(done, average.policy)
+                evaluations.step(done, evaluated or average.policy)
         evaluations.finish(stop)
         checkpoint = processes.from_main(lambda: checkpoint)
     if stop or stopped:

@@ -23,7 +23,7 @@ class Losses:
     A step whose loss or gradient is not finite changes neither weights nor moments. On a processor both are looked at
     before the step. On a GPU that would make the host wait at every step: there a flag on the device tells the fused
     optimizer to leave the update out, and the host reads the numbers when they have arrived, a step or two later and
-    always before a line or a checkpoint is written.
+    always before a line or a checkpoint is written. So `accept` may be a part of a CUDA graph, and `note` is not.
 
     Args:
         optimizer: Fused, if `asynchronous`.
@@ -50,24 +50,36 @@ class Losses:
         self._count: int = noted["count"]
         self._optimizer, self._asynchronous = optimizer, asynchronous
         self._skip, self._place, self._run, self._told = skip, place, run, False
+        self._numbers: torch.Tensor | None = None
         self._on_the_way: deque[tuple[int, torch.Tensor, Any]] = deque()
 
     def accept(self, step: int, loss: torch.Tensor, gradient_norm: torch.Tensor) -> bool:
-        """Takes note of step number `step`, from 0; returns whether the optimizer is to be called.
+        """Judges step number `step`, from 0; returns whether the optimizer is to be called.
 
         Raises:
-            VisuomotorError: The loss or the gradient is not finite, of this step or (on a GPU) of an earlier one.
+            VisuomotorError: The loss or the gradient is not finite; on a GPU `note` says so.
         """
         loss = loss.detach()
         finite = loss.isfinite() & gradient_norm.isfinite()
-        self._sum += torch.where(finite, loss, 0)
+        self._sum += loss.masked_fill(~finite, 0)
         self._skipped += ~finite
-        self._count += 1
-        numbers = torch.stack([loss, gradient_norm])
+        self._numbers = torch.stack([loss, gradient_norm])
         if not self._asynchronous:
-            return self._look(step, numbers)
+            return self._look(step, self._numbers)
         self._optimizer.found_inf = (~finite).float()  # ty: ignore[missing-attribute]  # as torch's GradScaler does
-        event = None
+        return True
+
+    def note(self, step: int) -> None:
+        """Counts step number `step`, after it; on a GPU sends for its numbers, and looks at those that have arrived.
+
+        Raises:
+            VisuomotorError: On a GPU, the loss or the gradient of this step or of an earlier one is not finite.
+        """
+        self._count += 1
+        if not self._asynchronous:
+            return
+        assert self._numbers is not None
+        numbers, event = self._numbers.clone(), None
         if numbers.is_cuda:
             numbers = torch.empty(2, pin_memory=True).copy_(numbers, non_blocking=True)
             event = torch.cuda.Event()
@@ -75,7 +87,6 @@ class Losses:
         self._on_the_way.append((step, numbers, event))
         while self._on_the_way and _arrived(self._on_the_way[0][2]):
             self._look(*self._on_the_way.popleft()[:2])
-        return True
 
     def mean(self) -> dict[str, float | None]:
         """The fields of a line: the mean `loss` since the last one, None if every step was left out; counts anew."""

@@ -2,6 +2,8 @@
 
 import math
 
+import torch
+
 from visuomotor.recipe import TrainingConfig
 
 
@@ -21,6 +23,15 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
         return config.optimizer_lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
     progress = max(0, step - start) / max(1, config.steps - start)
     return config.optimizer_lr * (1 - math.sqrt(min(progress, 1)))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The optimizer's next step has this rate; one that is a tensor is filled, so that a CUDA graph finds it there."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def decay_start(config: TrainingConfig) -> int | None:

@@ -1,0 +1,1 @@
+"""Policies at work: in real time, on robots, over the network."""

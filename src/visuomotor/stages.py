@@ -1,0 +1,150 @@
+"""Work in stages, each a training that begins from a policy that there is: what `improve` and `distill` share.
+
+Their folder has one JSON file with what was asked and what came of each finished stage, so that a stopped one goes on.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visuomotor.errors import ConfigError, mismatch
+from visuomotor.evaluation.evaluate import evaluate
+from visuomotor.files import write_json
+from visuomotor.policy.checkpoint import find_policy, newest_checkpoint, read_json
+from visuomotor.policy.diffusion import DiffusionPolicy
+from visuomotor.presets import PRESETS, preset
+from visuomotor.recipe import TrainingConfig
+from visuomotor.simulation.pusht import MAX_STEPS
+from visuomotor.training.average import WeightAverage
+from visuomotor.training.checkpoint import Run, read_run, save_checkpoint, write_run
+
+FORMAT_VERSION = 1
+TUNING_SEED = 500_000
+"""First seed of the evaluation after each stage; published figures count from 100,000."""
+
+
+class Stages:
+    """The finished ones, in their file.
+
+    Args:
+        file: Made if it is new.
+        what: It holds, with its article, such as `an improvement`.
+        name: Of the list of stages in it, such as `rounds`.
+        settings: What shapes the result.
+        resume: Go on with what is there.
+
+    Attributes:
+        finished: What came of each.
+
+    Raises:
+        ConfigError: The file is there and `resume` is False, or it was begun with other settings.
+    """
+
+    def __init__(self, file: Path, what: str, name: str, settings: dict[str, Any], resume: bool):
+        self._file, self._name, self._settings = file, name, settings
+        self.finished: list[dict[str, Any]] = []
+        if not file.exists():
+            self._write()
+            return
+        if not resume:
+            advice = "pass --resume to go on with it, or choose another --output"
+            raise ConfigError(mismatch(str(file.parent), f"a folder without {what}", "one", advice))
+        content = read_json(file)
+        if content.get("format_version") != FORMAT_VERSION:
+            found = content.get("format_version")
+            raise ConfigError(mismatch(f"{file}: format_version", FORMAT_VERSION, found, "use the same version"))
+        before = content["settings"]
+        changed = [name for name, value in settings.items() if before.get(name) != value]
+        if changed:
+            expected = ", ".join(f"{name} {before.get(name)}" for name in changed)
+            found = ", ".join(f"{name} {settings[name]}" for name in changed)
+            advice = "keep these, or begin in a new folder"
+            raise ConfigError(mismatch(f"--resume of {file.parent}", expected, found, advice))
+        self.finished = content[self._name]
+
+    def add(self, stage: dict[str, Any]) -> None:
+        """Notes that one is finished."""
+        self.finished.append(stage)
+        self._write()
+
+    def _write(self) -> None:
+        write_json(
+            self._file, {"format_version": FORMAT_VERSION, "settings": self._settings, self._name: self.finished}
+        )
+
+
+def begin_from(policy: DiffusionPolicy, run: Path, told: Run) -> None:
+    """Lays a checkpoint after 0 steps, so that `train` goes on from the policy's weights."""
+    if newest_checkpoint(run) is None:
+        run.mkdir(parents=True, exist_ok=True)
+        write_run(run, told)
+        config = told.recipe.training
+        average, optimizer = WeightAverage(policy, config), torch.optim.AdamW(policy.parameters())
+        save_checkpoint(run, 0, policy, average, optimizer, losses={}, config=config)
+
+
+def evaluate_stage(
+    run: Path, place: Path, episodes: int, device: str, progress: bool, max_steps: int = MAX_STEPS
+) -> dict[str, Any]:
+    """Success of a stage's policy on seeds for tuning, measured once."""
+    if (place / "eval.json").is_file():
+        found = read_json(place / "eval.json")
+    else:
+        found = evaluate(
+            run,
+            output=place,
+            episodes=episodes,
+            seed=TUNING_SEED,
+            max_steps=max_steps,
+            videos=0,
+            device=device,
+            progress=progress,
+        )
+    return {name: found[name] for name in ("success_rate", "success_rate_interval", "mean_max_reward")}
+
+
+def training_of(policy_source: str | Path, preset_name: str | None) -> TrainingConfig:
+    """How a policy was trained: by its run, or its preset.
+
+    Raises:
+        ConfigError: Neither is known, and `preset_name` is None.
+    """
+    if preset_name is not None:
+        return preset(preset_name).training
+    for parent in find_policy(policy_source).resolve().parents[:3]:
+        if (parent / "metrics.jsonl").is_file():
+            return read_run(parent).recipe.training
+    if str(policy_source) in PRESETS:
+        return preset(str(policy_source)).training
+    advice = f"name the one whose batch size and augmentation to take, of {list(PRESETS)}"
+    raise ConfigError(mismatch(f"{policy_source}: preset", "a training run or a shipped policy", "neither", advice))
+
+
+def continued(training: TrainingConfig, steps: int, optimizer_lr: float, warmup: int) -> TrainingConfig:
+    """The same training with a schedule for weights that are good already: short, lower, down to zero."""
+    return replace(
+        training,
+        steps=steps,
+        optimizer_lr=optimizer_lr,
+        scheduler_name="cosine",
+        scheduler_warmup_steps=max(1, min(warmup, steps // 10)),
+        scheduler_decay_steps=None,
+    )
+
+
+def training_seconds(run: Path) -> float:
+    """What a training took, over all its starts; each counts from 0 again."""
+    counts = [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    ends = [now for now, later in pairwise(counts) if later < now]
+    return round(sum(ends) + counts[-1], 1)
+
+
+def percent(measured: Mapping[str, Any]) -> str:
+    """A rate of success with its interval, for tables."""
+    low, high = measured["success_rate_interval"]
+    return f"{100 * measured['success_rate']:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)"
