@@ -74,6 +74,16 @@ STATE = Feature("STATE", (2,))
             "prediction_type: expected v_prediction or sample with FlowMatchEuler, got epsilon; v_prediction is",
         ),
         ({"noise_scheduler_type": "DDIM", "ddim_eta": 1}, None),
+        ({"noise_scheduler_type": "DDIM", "num_inference_steps": 2, "timesteps": (90, 42)}, None),
+        (
+            {"noise_scheduler_type": "DDIM", "num_inference_steps": 3, "timesteps": (90, 42)},
+            "timesteps: expected num_inference_steps = 3 falling numbers below 100, with DDIM, got (90, 42); leave it out",
+        ),
+        (
+            {"noise_scheduler_type": "DDIM", "num_inference_steps": 2, "timesteps": (42, 90)},
+            "timesteps: expected num_inference_steps = 2 falling numbers below 100, with DDIM, got (42, 90)",
+        ),
+        ({"num_inference_steps": 2, "timesteps": (90, 42)}, "timesteps: expected num_inference_steps = 2 falling"),
         ({"noise_scheduler_type": "DDIM", "ddim_eta": -0.1}, "ddim_eta: expected 0 to 1, got -0.1; 0 adds no noise"),
         (
             {"ddim_eta": 0.5},
@@ -193,6 +203,7 @@ RECIPES = {
             gradient_checkpointing=True,
             noise_scheduler_type="DDIM",
             ddim_eta=0.2,
+            timesteps=(47, 40, 31, 22, 13, 8, 2),
             warm_start=0.5,
             num_train_timesteps=50,
             beta_schedule="linear",
