@@ -16,15 +16,14 @@ from typing import Any
 
 import torch
 
-from visuomotor.config import FLOW
+from visuomotor.config import FLOW, DiffusionConfig
 from visuomotor.data.joined import source_names
 from visuomotor.errors import ConfigError, mismatch
 from visuomotor.files import sha256
 from visuomotor.policy.checkpoint import find_policy, load_policy, save_policy
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.recipe import Recipe
-from visuomotor.stages import Stages, begin_from, continued, evaluate_stage, percent, training_of, training_seconds
-from visuomotor.training.checkpoint import Run
+from visuomotor.stages import Stages, continued, evaluate_stage, percent, training_of, training_seconds
 from visuomotor.training.loop import train
 
 STEPS, LEARNING_RATE, WARMUP = 8_000, 3e-4, 200
@@ -103,10 +102,8 @@ def distill(
         place = folder / f"stage_{taken:02d}"
         run = place / "run"
         if number == len(stages.finished):
-            student = _student(load_policy(teacher))
-            recipe = Recipe(student.config, replace(base, seed=base.seed + number, teacher=str(teacher)))
-            begin_from(student, run, Run(recipe, source_names(sources)))
-            train(recipe, sources, run, resume=True)
+            taught = replace(base, seed=base.seed + number, teacher=str(teacher), initial_policy=str(teacher))
+            train(Recipe(_student(load_policy(teacher)), taught), sources, run, resume=True)
             found = {"inference_steps": taken, "steps": base.steps, "training_seconds": training_seconds(run)}
             if evaluation_episodes:
                 found["evaluation"] = evaluate_stage(run, place / "evaluation", evaluation_episodes, device, progress)
@@ -127,15 +124,13 @@ def table(stages: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _student(teacher: DiffusionPolicy) -> DiffusionPolicy:
-    """The teacher's weights, as a policy that takes every other of its steps."""
+def _student(teacher: DiffusionPolicy) -> DiffusionConfig:
+    """A policy that takes every other of the teacher's steps."""
     steps = teacher.denoising_steps()[::2]
     changes: dict[str, Any] = {"num_inference_steps": len(steps), "prediction_type": "v_prediction"}
     if teacher.config.noise_scheduler_type != FLOW:  # whose steps are evenly spaced, however many they are
         changes["timesteps"] = tuple(steps)
-    student = DiffusionPolicy(replace(teacher.config, **changes), teacher.statistics, pretrained=False)
-    student.load_state_dict(teacher.state_dict())
-    return student
+    return replace(teacher.config, **changes)
 
 
 def _check(policy: DiffusionPolicy, inference_steps: int, halvings: int, evaluation_episodes: int) -> None:

@@ -30,8 +30,7 @@ from visuomotor.recipe import Recipe
 from visuomotor.simulation.demonstrations import FIRST_SEED, write_demonstrations
 from visuomotor.simulation.gathering import gather, select, until_success
 from visuomotor.simulation.pusht import MAX_STEPS
-from visuomotor.stages import Stages, begin_from, continued, evaluate_stage, percent, training_of, training_seconds
-from visuomotor.training.checkpoint import Run
+from visuomotor.stages import Stages, continued, evaluate_stage, percent, training_of, training_seconds
 from visuomotor.training.loop import train
 
 SEEDS_PER_ROUND = 100_000
@@ -119,14 +118,14 @@ def improve(
     kept = [_round(folder, number) / "episodes.npz" for number in range(1, rounds + 1)]
     for number in range(len(stages.finished) + 1, rounds + 1):
         place, run = _round(folder, number), _round(folder, number) / "run"
-        policy = load_policy(_round(folder, number - 1) / "run" if number > 1 else policy_source, choose_device(device))
+        present = str(_round(folder, number - 1) / "run" if number > 1 else policy_source)
+        policy = load_policy(present, choose_device(device))
         first = seed + (number - 1) * SEEDS_PER_ROUND
         found = _roll_out(policy, place, range(first, first + episodes_per_round), attempts, keep, max_steps, progress)
         observations = tuple(policy.config.input_features)
-        recipe = Recipe(policy.config, replace(base, seed=base.seed + number, observations=observations))
-        if not from_scratch:
-            begin_from(policy, run, Run(recipe, source_names(sources)))
-        train(recipe, [*sources, *kept[:number]], run, resume=True)
+        initial = None if from_scratch else present
+        training = replace(base, seed=base.seed + number, observations=observations, initial_policy=initial)
+        train(Recipe(policy.config, training), [*sources, *kept[:number]], run, resume=True)
         found |= {"steps": base.steps, "training_seconds": training_seconds(run)}
         if evaluation_episodes:
             found["evaluation"] = evaluate_stage(

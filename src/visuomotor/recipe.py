@@ -27,6 +27,9 @@ class TrainingConfig:
     """Numbers of the episodes to train on; None takes all."""
     tasks: tuple[str, ...] | None = None
     """Names of the tasks to train on, as `visuomotor info` lists them; None takes all. The policy is not told which."""
+    initial_policy: str | None = None
+    """A policy whose weights to begin with, of the same network: a folder, one that ships with Visuomotor, or a hub
+    name. None begins with random ones."""
     teacher: str | None = None
     """Folder of a policy to learn from instead of the data's actions: one step of this policy's sampler is to go as far
     as two of the teacher's. What `visuomotor distill` does stage after stage."""

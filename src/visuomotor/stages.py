@@ -10,18 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from visuomotor.errors import ConfigError, mismatch
 from visuomotor.evaluation.evaluate import evaluate
 from visuomotor.files import write_json
-from visuomotor.policy.checkpoint import find_policy, newest_checkpoint, read_json
-from visuomotor.policy.diffusion import DiffusionPolicy
+from visuomotor.policy.checkpoint import find_policy, read_json
 from visuomotor.presets import PRESETS, preset
 from visuomotor.recipe import TrainingConfig
 from visuomotor.simulation.pusht import MAX_STEPS
-from visuomotor.training.average import WeightAverage
-from visuomotor.training.checkpoint import Run, read_run, save_checkpoint, write_run
+from visuomotor.training.checkpoint import read_run
 
 FORMAT_VERSION = 1
 TUNING_SEED = 500_000
@@ -78,16 +74,6 @@ class Stages:
         )
 
 
-def begin_from(policy: DiffusionPolicy, run: Path, told: Run) -> None:
-    """Lays a checkpoint after 0 steps, so that `train` goes on from the policy's weights."""
-    if newest_checkpoint(run) is None:
-        run.mkdir(parents=True, exist_ok=True)
-        write_run(run, told)
-        config = told.recipe.training
-        average, optimizer = WeightAverage(policy, config), torch.optim.AdamW(policy.parameters())
-        save_checkpoint(run, 0, policy, average, optimizer, losses={}, config=config)
-
-
 def evaluate_stage(
     run: Path, place: Path, episodes: int, device: str, progress: bool, max_steps: int = MAX_STEPS
 ) -> dict[str, Any]:
@@ -109,7 +95,7 @@ def evaluate_stage(
 
 
 def training_of(policy_source: str | Path, preset_name: str | None) -> TrainingConfig:
-    """How a policy was trained: by its run, or its preset.
+    """How a policy was trained: by its run, or its preset. Where that began, and who taught it, is left out.
 
     Raises:
         ConfigError: Neither is known, and `preset_name` is None.
@@ -118,7 +104,7 @@ def training_of(policy_source: str | Path, preset_name: str | None) -> TrainingC
         return preset(preset_name).training
     for parent in find_policy(policy_source).resolve().parents[:3]:
         if (parent / "metrics.jsonl").is_file():
-            return read_run(parent).recipe.training
+            return replace(read_run(parent).recipe.training, initial_policy=None, teacher=None)
     if str(policy_source) in PRESETS:
         return preset(str(policy_source)).training
     advice = f"name the one whose batch size and augmentation to take, of {list(PRESETS)}"
@@ -126,7 +112,7 @@ def training_of(policy_source: str | Path, preset_name: str | None) -> TrainingC
 
 
 def continued(training: TrainingConfig, steps: int, optimizer_lr: float, warmup: int) -> TrainingConfig:
-    """The same training with a schedule for weights that are good already: short, lower, down to zero."""
+    """The same training with a schedule for weights that are good already (`initial_policy`): short, lower, to zero."""
     return replace(
         training,
         steps=steps,

@@ -9,7 +9,7 @@ import torch
 
 from visuomotor.data.dataset import load_dataset
 from visuomotor.data.pusht_geometry import mirror
-from visuomotor.errors import ConfigError, DatasetError
+from visuomotor.errors import CheckpointError, ConfigError, DatasetError
 from visuomotor.policy.checkpoint import load_policy
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.presets import preset
@@ -147,3 +147,16 @@ def test_the_trunk_in_bfloat16_trains_close_to_float32(recipe: Recipe, tmp_path:
         policy.diffusion.rgb_encoder.bfloat16_trunk = bfloat16
         losses.append(policy.compute_loss(batch, torch.Generator().manual_seed(1)).item())
     assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.02 * losses[0]
+
+
+def test_a_run_may_begin_with_the_weights_of_another_policy(
+    recipe: Recipe, demonstrations: Path, tmp_path: Path
+) -> None:
+    first = train(recipe, demonstrations, tmp_path / "first")
+    begun = change(recipe, initial_policy=str(tmp_path / "first"), steps=1, scheduler_warmup_steps=1)
+    second = train(begun, demonstrations, tmp_path / "second")
+    before, after = (load_policy(place / "policy").state_dict() for place in (first, second))
+    assert all(torch.equal(after[name], before[name]) for name in before), "the first step's rate is 0"
+    other = replace(begun, policy=replace(begun.policy, down_dims=(16, 48)))
+    with pytest.raises(CheckpointError, match=r"first: .*expected \(.*\), got \(.*\); the network must be the same"):
+        train(other, demonstrations, tmp_path / "third")

@@ -115,10 +115,22 @@ def _shapes(config: DiffusionConfig, folder: Path) -> dict[str, torch.Tensor]:
     return {f"diffusion.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
-def load_weights(policy: DiffusionPolicy, path: Path) -> None:
-    """Fills a policy from a file; every tensor must be there, fit, and be known."""
-    weights = read_tensors(path)
-    _check_weights(policy.state_dict(), weights, path)
+def load_weights(policy: DiffusionPolicy, source: str | Path) -> None:
+    """Gives a policy the weights of another one with the same network; its normalisation stays its own.
+
+    Args:
+        policy: What is filled.
+        source: As for `load_policy`.
+
+    Raises:
+        CheckpointError: The source cannot be loaded, or has another network.
+    """
+    own, weights = policy.state_dict(), load_policy(source).state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        expected, found = (tuple(s[name].shape) if name in s else "no such tensor" for s in (own, weights))
+        if expected != found:
+            advice = "the network must be the same: choose the preset or flags that this policy was trained with"
+            raise CheckpointError(mismatch(f"{source}: {name}", expected, found, advice))
     policy.load_state_dict(weights)
 
 

@@ -19,7 +19,7 @@ from visuomotor.data.pusht_geometry import mirror
 from visuomotor.data.resident import place
 from visuomotor.data.selection import load_selection, unconditioned
 from visuomotor.errors import DatasetError, mismatch
-from visuomotor.policy.checkpoint import load_policy
+from visuomotor.policy.checkpoint import load_policy, load_weights
 from visuomotor.policy.device import choose_device, is_cuda
 from visuomotor.policy.diffusion import DiffusionPolicy, Draws, Shared
 from visuomotor.policy.distillation import Halving
@@ -93,7 +93,10 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
             stack.enter_context(lock(run))
         newest = processes.from_main(lambda: open_run(run, asked, resume))
         torch.manual_seed(config.seed)
-        policy = DiffusionPolicy(recipe.policy, statistics, pretrained=newest is None)
+        fresh = newest is None and config.initial_policy is None
+        policy = DiffusionPolicy(recipe.policy, statistics, pretrained=fresh)
+        if newest is None and config.initial_policy is not None:
+            load_weights(policy, config.initial_policy)
         policy = processes.place(policy).train()
         average = WeightAverage(policy, config)
         for module in policy.modules():
