@@ -17,7 +17,7 @@ TESTS := not lerobot and not gpu
 .DEFAULT_GOAL := help
 BENCHMARKED ?= outputs/benchmarks/pusht
 
-.PHONY: help demo test check lerobot benchmarks lint format clean
+.PHONY: help demo test check lerobot benchmarks docs notebook lint format clean
 
 help:
 	@echo "make demo    train a small Push-T policy here, measure it and write a report in $(OUTPUT) (about 12 minutes)"
@@ -25,6 +25,8 @@ help:
 	@echo "make check   the fast tests and the lints (under 3 minutes)"
 	@echo "make lerobot the tests that run LeRobot itself; installs it in $(LEROBOT) (Python 3.12, some gigabytes)"
 	@echo "make benchmarks DATA=PUSHT.zarr.zip  writing, loading and training, side by side with LeRobot (an hour)"
+	@echo "make docs    the documentation as pages, in outputs/site"
+	@echo "make notebook  executes notebooks/ anew and keeps what it shows (2 minutes)"
 	@echo "make lint    ruff and ty"
 	@echo "make format  mend what ruff can mend"
 	@echo "make clean   delete $(VENV) and what tools leave behind; outputs stay"
@@ -49,6 +51,12 @@ benchmarks: $(VENV)/.dev $(LEROBOT)/.installed
 	$(BIN)/python benchmarks/writing.py $(DATA) --lerobot $(LEROBOT)/bin/python --episodes 60
 	$(BIN)/python benchmarks/loading.py $(BENCHMARKED) --lerobot $(LEROBOT)/bin/python
 	$(BIN)/python benchmarks/training.py $(BENCHMARKED) --lerobot $(LEROBOT)/bin/python --python $(BIN)/python
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+notebook: $(VENV)/.dev
+	$(BIN)/python notebooks/execute.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -76,7 +84,7 @@ define simulator
 endef
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) --editable '.[pusht]'
+	$(INSTALL) --editable '.[pusht,studio]'
 	$(simulator)
 	@touch $@
 

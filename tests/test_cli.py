@@ -56,7 +56,8 @@ def test_help_of_a_verb(capsys, verb):
         main([verb, "--help"])
     assert not left.value.code
     out = capsys.readouterr().out
-    told = ("--output DIR", "--output FILE", "[OPTIONS] SOURCE", "[OPTIONS] POLICY", "[-h] RUN", "[-h] {list,clear}")
+    told = ("--output DIR", "--output FILE", "[OPTIONS] SOURCE", "[OPTIONS] POLICY", "[-h] RUN")
+    told += ("[-h] {list,clear}", "--data SOURCE")
     assert any(word in out for word in told)
     assert VERBS[verb].__doc__ in " ".join(out.split())
 
@@ -118,6 +119,7 @@ def test_help_of_a_preset_shows_its_own_defaults_with_their_documentation(capsys
         (["convert", "x", "y", "--images", "--video-codec", "av1"], "expected --images or --video-codec, got both"),
         (["convert", "no-such-policy", "x", "--to", "lerobot"], "no-such-policy: expected "),
         (["convert", "x", "y", "--to", "lerobot", "--images"], "expected a policy and TARGET alone, got more"),
+        (["convert", "x", "y", "--noise-scheduler-type", "DDIM"], "--noise-scheduler-type: expected a policy to"),
         (["demo", "--stepps", "3"], "did you mean --steps?"),
         (["record", "no-such-policy", "--output", "x.npz"], "no-such-policy: expected "),
     ],
@@ -281,6 +283,20 @@ def test_convert_gives_a_policy_to_lerobot(capsys, tmp_path):
     assert main(["convert", "pusht-keypoints-small", str(target), "--to", "lerobot"]) == 0
     assert lines(capsys.readouterr().out) == [f"converted: {target}"]
     assert json.loads((target / "config.json").read_text())["type"] == "diffusion"
+
+
+@pytest.mark.parametrize("changes", [{"noise_scheduler_type": "DPMSolverMultistep"}, {"warm_start": 0.5}])
+def test_convert_gives_lerobot_a_sampler_that_it_knows(refused, capsys, tmp_path, changes):
+    from visuomotor.policy.checkpoint import load_policy, save_policy
+
+    source, target = tmp_path / "ours", tmp_path / "policy"
+    save_policy(load_policy("pusht-keypoints-small").with_sampler(num_inference_steps=7, **changes), source)
+    message = refused("convert", str(source), str(target), "--to", "lerobot")
+    assert message.endswith(", or visuomotor convert --noise-scheduler-type DDIM")
+    command = ["convert", str(source), str(target), "--to", "lerobot", "--noise-scheduler-type", "DDIM"]
+    assert main(command) == 0
+    written = json.loads((target / "config.json").read_text())
+    assert (written["noise_scheduler_type"], written["num_inference_steps"]) == ("DDIM", 7)
 
 
 def test_record_keeps_away_from_the_seeds_of_evaluations(refused, capsys, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from visuomotor import improvement
 from visuomotor.cli import main
 from visuomotor.data.dataset import load_dataset
 from visuomotor.errors import ConfigError
@@ -226,6 +227,23 @@ def test_kept_episodes_teach_an_image_policy(shared, straight, tmp_path, monkeyp
     trained = load_policy(train(recipe, sources, tmp_path / "run") / "policy")
     for key, value in joined.statistics["observation.image"].items():
         np.testing.assert_allclose(trained.statistics["observation.image"][key], value, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("flags", "address"), [([], None), (["--ray"], "auto"), (["--ray", "head:6379"], "head:6379")])
+def test_ray_is_for_the_rollouts(policy, tmp_path, monkeypatch, flags, address):
+    """What it does there: tests/simulation/test_cluster.py."""
+    asked = []
+
+    def note(policy, seeds, attempts, folder, *, ray, device, **options):
+        asked.append((ray, device))
+        return gathering.gather(policy, seeds, attempts, folder, **options)
+
+    monkeypatch.setattr(improvement, "gather", note)
+    command = f"improve {policy} --data {DATA} --output {tmp_path / 'out'} --preset debug --rounds 1 --attempts 1 "
+    command += "--episodes-per-round 12 --steps 1 --max-steps 16 --evaluation-episodes 0 --device cpu"
+    assert main([*command.split(), *flags]) == 0
+    assert asked == [(address, "cpu")]
+    assert "ray" not in json.loads((tmp_path / "out/improvement.json").read_text())["settings"]
 
 
 def test_the_command_prints_the_table(policy, straight, capsys):

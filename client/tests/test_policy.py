@@ -1,11 +1,14 @@
 """The client against a server that answers from a list; against the real one: tests/deployment/test_server.py."""
 
+import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,7 @@ METADATA = {
         "horizon": 8,
     },
 }
+LINUX = pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="needs Linux: TCP_USER_TIMEOUT")
 Answer = Callable[[ServerConnection, dict[str, Any]], None]
 
 
@@ -162,6 +166,10 @@ def test_several_robots_in_lock_step():
         ({"observation.image": IMAGE.T}, r"observation.image: expected \(3, 4, 5\), or with a leading B"),
         ({"observation.image": IMAGE.astype(int)}, r"expected uint8 or float in \[0, 1\], got int64"),
         ({"observation.image": None}, "observation.image: expected"),
+        (
+            {"observation.state": np.zeros((1, 2))},
+            r"observation: expected a leading B everywhere or nowhere, got it in \['observation.state'\]",
+        ),
     ],
 )
 def test_what_does_not_fit_is_not_sent(change, message):
@@ -203,6 +211,43 @@ def test_a_late_answer_is_not_taken_for_the_next():
             policy.select_action(step(1))
         policy.reset(4)
         np.testing.assert_array_equal(policy.select_action(step(1)), [0, 4])
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    names = folder / "certificate.pem", folder / "key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    make += ["-days", "2", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*make, "-out", names[0], "-keyout", names[1]], check=True, capture_output=True)
+    return names
+
+
+@pytest.mark.parametrize("encrypted", [False, pytest.param(True, marks=LINUX)])
+def test_a_server_that_takes_nothing_more_does_not_hold_the_robot(certificate, encrypted):
+    """A request larger than what waits in the network, and nobody who reads it."""
+    config = METADATA["config"] | {"input_features": {"image": {"type": "VISUAL", "shape": [3, 2000, 4000]}}}
+    over = threading.Event()
+
+    def take_nothing(connection: ServerConnection) -> None:
+        connection.send(pack(METADATA | {"config": config}))
+        connection.send(pack({"type": "reset", "id": unpack(connection.recv())["id"], "seed": 1}))
+        with connection.protocol_mutex:  # which its reading thread needs
+            over.wait(30)
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    options = {"compression": None, "max_size": None, "ssl": context if encrypted else None}
+    with serve(take_nothing, "127.0.0.1", 0, **options) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"{'wss' if encrypted else 'ws'}://127.0.0.1:{server.socket.getsockname()[1]}"
+        policy = RemotePolicy(url, timeout=0.5, certificate=certificate[0] if encrypted else None)
+        began = time.monotonic()
+        with pytest.raises(ConnectionLost, match=r"expected an answer, got .*; call reset\(\) to connect again"):
+            policy.select_action({"image": np.zeros((3, 2000, 4000), np.uint8)})
+        assert time.monotonic() - began < 20
+        over.set()
 
 
 def test_answers_of_a_call_that_was_interrupted_are_passed_over():

@@ -25,11 +25,13 @@ from visuomotor.options import (
     DemoOptions,
     DistillOptions,
     EvalOptions,
+    ExportOptions,
     ImproveOptions,
     InfoOptions,
     RecordOptions,
     ReportOptions,
     ServeOptions,
+    StudioOptions,
     ValidateOptions,
 )
 from visuomotor.recipe import Recipe, TrainingConfig
@@ -112,7 +114,7 @@ def evaluate(arguments: list[str]) -> None:
     """Measure a policy in simulation: success with its interval, videos, a report."""
     remote = any(argument.partition("=")[0] == "--server" for argument in arguments)  # in place of POLICY
     required = EvalOptions(policy_source=None if remote else tyro.MISSING, output=tyro.MISSING)
-    options = parse(required, "eval", arguments, str(evaluate.__doc__))
+    options = parse(required, "eval", _ray_alone(arguments), str(evaluate.__doc__))
 
     from visuomotor.evaluation.evaluate import evaluate as run
 
@@ -123,7 +125,7 @@ def evaluate(arguments: list[str]) -> None:
 def improve(arguments: list[str]) -> None:
     """Roll a policy out, keep its quick successes, train on them too; several rounds. For simulated tasks."""
     required = ImproveOptions(policy_source=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING)
-    options = parse(required, "improve", arguments, str(improve.__doc__))
+    options = parse(required, "improve", _ray_alone(arguments), str(improve.__doc__))
 
     from visuomotor.improvement import improve as run
     from visuomotor.improvement import table
@@ -180,20 +182,51 @@ def serve(arguments: list[str]) -> None:
     run(**dataclasses.asdict(options))
 
 
+def studio(arguments: list[str]) -> None:
+    """Open a local page: watch a policy and push back, look at demonstrations."""
+    options = parse(StudioOptions(), "studio", arguments, str(studio.__doc__))
+
+    try:
+        from visuomotor.studio.serving import studio as run
+    except ModuleNotFoundError as error:
+        expected, advice = "its packages to be installed", "pip install 'visuomotor[pusht,studio]'"
+        raise ConfigError(mismatch("visuomotor studio", expected, f"no module {error.name}", advice)) from error
+
+    run(**dataclasses.asdict(options))
+
+
+def export(arguments: list[str]) -> None:
+    """Write a policy as one folder that runs without Visuomotor, by ONNX Runtime, OpenVINO or torch."""
+    required = ExportOptions(policy_source=tyro.MISSING, output=tyro.MISSING)
+    options = parse(required, "export", arguments, str(export.__doc__))
+
+    from visuomotor.deployment.export import export as run
+
+    run(**dataclasses.asdict(options))
+    print(f"exported: {options.output}")
+    print(f"next:     python {options.output / 'act.py'}")
+
+
 def convert(arguments: list[str]) -> None:
     """Write demonstrations as a LeRobot v3.0 data set, or a policy as LeRobot loads it."""
     required = ConvertOptions(source=tyro.MISSING, target=tyro.MISSING)
     options = parse(required, "convert", arguments, str(convert.__doc__))
     if options.to == "lerobot":
-        defaults = ConvertOptions(options.source, options.target, options.to)
-        if options != defaults:
+        sampler = options.noise_scheduler_type
+        if options != ConvertOptions(options.source, options.target, options.to, noise_scheduler_type=sampler):
             advice = "leave out --episodes, --images, --video-codec and --revision: they are for demonstrations"
             raise ConfigError(mismatch("visuomotor convert --to lerobot", "a policy and TARGET alone", "more", advice))
         from visuomotor.policy.checkpoint import load_policy
         from visuomotor.policy.lerobot_export import save_lerobot
 
-        save_lerobot(load_policy(options.source), options.target)
+        policy = load_policy(options.source)
+        if sampler is not None:
+            policy = policy.with_sampler(sampler, ddim_eta=0.0, warm_start=1.0)
+        save_lerobot(policy, options.target)
     else:
+        if options.noise_scheduler_type is not None:
+            advice = "leave it out, or add --to lerobot"
+            raise ConfigError(mismatch("--noise-scheduler-type", "a policy to convert", "demonstrations", advice))
         if options.images and options.video_codec:
             advice = "take one of them"
             raise ConfigError(mismatch("visuomotor convert", "--images or --video-codec", "both", advice))
@@ -265,6 +298,13 @@ def cache(arguments: list[str]) -> None:
         print(f"deleted: {count}, {size / 1e6:.1f} MB")
 
 
+def _ray_alone(arguments: list[str]) -> list[str]:
+    """With the address that `--ray` stands for where none follows it."""
+    following = [*arguments, "--"][1:]
+    pairs = zip(arguments, following, strict=True)
+    return ["--ray=auto" if word == "--ray" and after.startswith("-") else word for word, after in pairs]
+
+
 def _train_defaults(recipe: Recipe) -> TrainOptions:
     policy = PolicyOptions(**_visible(recipe.policy))
     training = TrainingOptions(**_visible(recipe.training))
@@ -291,6 +331,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "validate": validate,
     "report": report,
     "serve": serve,
+    "studio": studio,
+    "export": export,
     "convert": convert,
     "info": info,
     "demo": demo,

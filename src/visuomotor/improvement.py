@@ -56,6 +56,7 @@ def improve(
     resume: bool = False,
     threads: int = 0,
     device: str = "auto",
+    ray: str | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Rolls a policy out, keeps what succeeded quickly, trains on that and on `data`, and does it again.
@@ -81,6 +82,7 @@ def improve(
         resume: Go on with what `output` holds; begin if it holds nothing.
         threads: Of torch; 0 leaves its choice. Results are equal for an equal number only.
         device: As for `train`.
+        ray: Address of a Ray cluster whose workers roll out, as for `evaluate`.
         progress: Show bars, and a line for each round.
 
     Returns:
@@ -121,7 +123,8 @@ def improve(
         present = str(_round(folder, number - 1) / "run" if number > 1 else policy_source)
         policy = load_policy(present, choose_device(device))
         first = seed + (number - 1) * SEEDS_PER_ROUND
-        found = _roll_out(policy, place, range(first, first + episodes_per_round), attempts, keep, max_steps, progress)
+        seeds = range(first, first + episodes_per_round)
+        found = _roll_out(policy, place, seeds, attempts, keep, max_steps, ray, progress)
         observations = tuple(policy.config.input_features)
         initial = None if from_scratch else present
         training = replace(base, seed=base.seed + number, observations=observations, initial_policy=initial)
@@ -167,6 +170,7 @@ def _roll_out(
     attempts: int,
     keep: float,
     max_steps: int,
+    ray: str | None,
     progress: bool,
 ) -> dict[str, Any]:
     """Makes the round's episodes if they are not there yet, and returns what came of them."""
@@ -176,7 +180,15 @@ def _roll_out(
         # every state on the way is learned from, and no window's executed actions stand still at the end.
         after = policy.config.drop_n_last_frames
         tried, seconds = gather(
-            policy, seeds, attempts, place / "rollouts", steps_after=after, max_steps=max_steps, progress=progress
+            policy,
+            seeds,
+            attempts,
+            place / "rollouts",
+            steps_after=after,
+            max_steps=max_steps,
+            ray=ray,
+            device=str(policy.device),
+            progress=progress,
         )
         chosen = select(tried, keep)
         if not chosen:

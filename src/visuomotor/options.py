@@ -44,6 +44,31 @@ class EvalOptions:
     """Episodes in each call of the policy; another number may change the last bits of an action."""
     device: str = "cpu"
     """Where the policy runs: `cpu`, `cuda` or `mps`."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="[ADDRESS]")] = None
+    """Spread the episodes over a Ray cluster: HOST:PORT, `local`, or `auto`, which --ray alone means: the one that
+    RAY_ADDRESS names or that runs here, else one for this command. POLICY stands before it."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """`visuomotor export`; the fields are the arguments of `visuomotor.deployment.export.export`."""
+
+    policy_source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="POLICY")]
+    """A run's folder (its newest checkpoint), a policy's folder, a policy that ships with Visuomotor, or a hub name."""
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """A new or an empty folder, or that of an earlier export, which is replaced."""
+    format: Literal["onnx", "openvino", "torch"] = "onnx"
+    """The engine that acts: ONNX Runtime, OpenVINO (fastest on processors), or torch, whose files are programs."""
+    int8: tyro.conf.FlagCreatePairsOff[bool] = False
+    """For openvino: weights and activations of eight bits, calibrated on real observations and noisy actions."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="SOURCE")] = None
+    """For --int8: demonstrations to calibrate with, as for `visuomotor train`; None takes those of the run."""
+    noise_scheduler_type: Literal["DDPM", "DDIM", "DPMSolverMultistep"] | None = None
+    """The sampler of the folder's own act.py; None takes the policy's."""
+    num_inference_steps: int | None = None
+    """... its denoising steps."""
+    n_action_steps: int | None = None
+    """... its executed steps of each prediction."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +83,9 @@ class ConvertOptions:
     """`v3.0`: a LeRobot data set. `lerobot`: a policy as LeRobot 0.6 loads it."""
     episodes: tuple[int, ...] | None = None
     """Numbers of the episodes to take; None takes all."""
+    noise_scheduler_type: Literal["DDPM", "DDIM"] | None = None
+    """For --to lerobot: the sampler to write, where the policy acts with one that LeRobot does not know; with the
+    policy's number of steps, evenly spaced, without eta and warm start. None keeps the policy's."""
     images: tyro.conf.FlagCreatePairsOff[bool] = False
     """Store frames as PNG in parquet, without loss, and not as video."""
     video_codec: Literal["av1", "h264"] | None = None
@@ -175,6 +203,24 @@ class ServeOptions:
 
 
 @dataclass(frozen=True)
+class StudioOptions:
+    """`visuomotor studio`; the fields are the arguments of `visuomotor.studio.serving.studio`."""
+
+    policy: Annotated[tuple[str, ...], tyro.conf.arg(metavar="POLICY")] = ()
+    """Policies to watch: runs' folders, policies' folders or hub names. Those that ship with Visuomotor follow."""
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE")] = ()
+    """Data sets to look at, as for `visuomotor train`. The bundled demonstrations follow."""
+    host: str = "127.0.0.1"
+    """Where to listen; anything but this machine asks for the token in VISUOMOTOR_TOKEN, or one that is printed."""
+    port: int = 8766
+    """The page's port; 0 takes a free one and prints it."""
+    browser: bool = True
+    """Open the page in a browser."""
+    device: str = "auto"
+    """Where policies run: `cpu`, `cuda`, `mps`, or `auto` for the best there is."""
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """`visuomotor report`."""
 
@@ -229,6 +275,8 @@ class ImproveOptions:
     """Threads of torch on the processor; 0 leaves torch's choice. Results are equal for an equal number only."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto` for the best there is."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="[ADDRESS]")] = None
+    """Spread the rollouts over a Ray cluster, as `visuomotor eval --ray` does."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import visuomotor
 from visuomotor.deployment.joining import DeadlineMissed, RealtimeConfig
 from visuomotor.deployment.limits import Limits
 from visuomotor.deployment.realtime import Job, RealClock, RealtimeRunner, VirtualClock, Work
-from visuomotor.errors import CheckpointError
+from visuomotor.errors import CheckpointError, ConfigError
 
 from ..simulation.acting import pusht_config, random_policy
 
@@ -232,6 +232,72 @@ def test_what_goes_wrong_beside_is_raised():
         for tick in range(100):
             runner.step(seen(tick))
             runner.wait()
+
+
+def test_after_an_error_in_the_policy_it_plans_again():
+    """In the same episode, or in the next one."""
+    policy = TickPolicy()
+    policy.error = ZeroDivisionError("once")
+    runner = virtual(policy, 0)
+    runner.clock = BusyClock(lambda number: 0.0)
+    with pytest.raises(ZeroDivisionError):
+        runner.step(seen(0))
+    policy.error = None
+    assert runner.step(seen(0))[0] == 0
+
+    runner.clock = BusyClock(lambda number: 0.1)
+    runner.reset()
+    policy.error = ZeroDivisionError("once more")
+    runner.step(seen(0))  # its plan is under way
+    with pytest.raises(ZeroDivisionError):
+        runner.reset()
+    policy.error = None
+    runner.clock = VirtualClock(lambda number: 0.0)
+    runner.reset()
+    assert runner.step(seen(7))[0] == 7
+
+
+def test_waiting_comes_after_a_step():
+    runner = virtual(TickPolicy(), 0)
+    runner.wait()
+    assert runner.clock.now() == 0 and runner.step(seen(0))[0] == 0
+
+
+@pytest.mark.parametrize("limits", [None, Limits(0, 512, 1000, 10_000)])
+def test_what_the_caller_does_with_an_action_changes_nothing_here(limits):
+    """Nor what it does with the array in which it told what the robot made of it."""
+    sent = []
+    for careless in (False, True):
+        policy = random_policy((STATE,), num_inference_steps=2, warm_start=0.5)
+        torch.manual_seed(0)
+        clock = VirtualClock(lambda number: 0.2)
+        runner = RealtimeRunner(policy, RealtimeConfig(fps=10), limits, clock=clock)
+        taken, actions = np.zeros(2), []
+        for tick in range(30):
+            action = runner.step(seen(10 * tick))
+            actions.append(None if action is None else action.copy())
+            if action is not None:
+                taken[:] = action
+                runner.correct(taken)
+                if careless:
+                    action[:], taken[:] = -1, -2
+            runner.wait()
+        sent.append(np.stack([action for action in actions if action is not None]))
+    np.testing.assert_array_equal(*sent)
+
+
+@pytest.mark.parametrize("limits", [None, Limits(0, 512)])
+@pytest.mark.parametrize("taken", [[np.nan, 1.0], [np.inf, 1.0], [1.0]])
+def test_what_the_robot_made_of_an_action_has_to_be_numbers(limits, taken):
+    runner = RealtimeRunner(
+        TickPolicy(), RealtimeConfig(fps=10, joining="switch"), limits, clock=VirtualClock(lambda _: 0)
+    )  # ty: ignore[invalid-argument-type]
+    runner.correct(taken)  # nothing has been sent yet
+    runner.step(seen(0))
+    with pytest.raises(ConfigError, match="correct: expected 2 finite numbers, got "):
+        runner.correct(taken)
+    runner.wait()
+    np.testing.assert_array_equal(runner.step(seen(1)), [1, 1])
 
 
 def test_stop_is_raised_under_a_real_clock():

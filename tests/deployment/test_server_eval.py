@@ -1,15 +1,17 @@
 """`visuomotor eval --server` measures what `visuomotor eval` measures."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
 from visuomotor.cli import main
 from visuomotor.errors import ConfigError
 from visuomotor.evaluation.evaluate import evaluate
+from visuomotor.policy.checkpoint import save_policy
 
 from ..simulation.acting import random_policy
-from .running import Counting, running, started
+from .running import Counting, running, started, until
 
 SHORT = {"episodes": 3, "max_steps": 40, "videos": 0, "policy_batch": 4, "progress": False}
 
@@ -46,6 +48,29 @@ def test_what_the_server_decides_is_not_asked_for(tmp_path, wrong, message):
 def test_a_policy_or_a_server(tmp_path, source, server):
     with pytest.raises(ConfigError, match=r"policy: expected POLICY or --server, got (none|both); give one"):
         evaluate(source, server=server, output=tmp_path / "out", **SHORT)
+
+
+def test_the_server_is_left_when_all_is_measured_or_refused(tmp_path):
+    with running(Counting(random_policy()), max_batch=8) as server:
+        for batch in (4, 9):
+            with pytest.raises(ConfigError) if batch == 9 else nullcontext():
+                evaluate(None, server=server.url, output=tmp_path / "out", **(SHORT | {"policy_batch": batch}))
+            until(lambda: not server.server.clients)
+
+
+def test_a_server_that_says_it_starts_warm_is_asked_for_plans_from_noise(tmp_path, capsys):
+    """Ours says 1; for another's rest there is no place in a request."""
+    with running(Counting(random_policy(warm_start=0.5))) as server:
+        result = evaluate(None, server=server.url, output=tmp_path / "out", **SHORT)
+    assert capsys.readouterr().err == "warm_start: 1 here: a server plans each chunk from noise alone\n"
+    assert result["settings"]["warm_start"] == 1
+    cold = evaluate_here(tmp_path, random_policy())
+    assert result["episodes"] == cold["episodes"]
+
+
+def evaluate_here(tmp_path, policy):
+    save_policy(policy, tmp_path / "policy")
+    return evaluate(tmp_path / "policy", output=tmp_path / "here", **SHORT)
 
 
 def test_a_server_that_is_not_there_and_one_that_goes(tmp_path):

@@ -234,6 +234,36 @@ def test_the_card_says_which_weights_were_measured(folder: Path, tmp_path: Path)
     assert "| weights | another file, such as that before a conversion (sha256 `000" in measured("0" * 64)
 
 
+@pytest.mark.parametrize(
+    ("changes", "sampler"),
+    [
+        ({"noise_scheduler_type": "DDIM", "num_inference_steps": 1}, "DDIM with 1 step"),
+        (
+            {"noise_scheduler_type": "DDIM", "num_inference_steps": 2, "ddim_eta": 0.5, "timesteps": (9, 4)},
+            "DDIM with 2 steps at 9, 4, eta 0.5",
+        ),
+        (
+            {"noise_scheduler_type": "DPMSolverMultistep", "num_inference_steps": 5, "warm_start": 0.3},
+            "DPMSolverMultistep with 5 steps, warm start from 0.3 of the diffusion's time",
+        ),
+    ],
+)
+def test_the_card_says_how_the_policy_acts(tmp_path: Path, changes: dict[str, Any], sampler: str) -> None:
+    """The policy itself, and the one that was measured."""
+    save_policy(small_policy(small_config(environment=4, num_train_timesteps=10, **changes)), tmp_path / "policy")
+    settings = EVALUATION["settings"] | json.loads(json.dumps(changes))
+    (tmp_path / "eval.json").write_text(json.dumps(EVALUATION | {"settings": settings}))
+    text = model_card(tmp_path / "policy", tmp_path / "eval.json")
+    assert f" before it plans again. Sampler: {sampler}.\n" in text
+    assert f"| sampler | {sampler}, 6 actions executed of each plan |" in text
+
+
+def test_a_policy_near_the_root(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's /policy has fewer folders above it than a run's checkpoint."""
+    monkeypatch.setattr(Path, "resolve", lambda path: Path("/policy"))
+    assert "datasets" not in ModelCard(model_card(folder)).data.to_dict()
+
+
 def test_a_card_without_an_evaluation(folder: Path) -> None:
     text = model_card(folder)
     assert "# policy\n" in text

@@ -1,7 +1,10 @@
 """A policy on another machine, with the habits of `visuomotor.DiffusionPolicy`."""
 
+import math
 import os
+import socket
 import ssl
+import struct
 import time
 import uuid
 from collections.abc import Mapping
@@ -200,12 +203,12 @@ class RemotePolicy:
 
     def _prepare(self, observation: Mapping[str, Any], steps: int) -> tuple[dict[str, np.ndarray], bool]:
         """Copies of what the policy sees, (B, ...), and whether B was given; `steps` axes for time come behind B."""
-        prepared, batched = {}, False
+        prepared, given = {}, {}
         for name, shape in self.metadata.features.items():
             if name not in observation:
                 raise ValueError(f"{name}: expected an observation of that name, got {sorted(observation)}; add it")
             value = np.asarray(observation[name])
-            batched = value.ndim > len(shape) + steps
+            given[name] = batched = value.ndim > len(shape) + steps
             wanted = (self.metadata.n_obs_steps,) * steps + shape
             if value.shape[batched:] != wanted:
                 raise ValueError(f"{name}: expected {wanted}, or with a leading B, got {value.shape}; correct it")
@@ -213,7 +216,10 @@ class RemotePolicy:
             if name in self.metadata.cameras and value.dtype.kind not in "f" and kept is np.float32:
                 raise ValueError(f"{name}: expected uint8 or float in [0, 1], got {value.dtype}; convert it")
             prepared[name] = np.array(value if batched else value[None], kept)
-        return prepared, batched
+        if len({*given.values()}) > 1:
+            found = [name for name, batched in given.items() if batched]
+            raise ValueError(f"observation: expected a leading B everywhere or nowhere, got it in {found}; correct it")
+        return prepared, any(given.values())
 
     def _connect(self) -> None:
         self.close()
@@ -232,6 +238,7 @@ class RemotePolicy:
                 max_size=MAX_REPLY,
             )
             self._connection = self._open.enter_context(opened)
+            _limit_sending(opened.socket, self.timeout)
             self.metadata = Metadata.read(unpack(self._connection.recv(self.timeout)))
         except InvalidStatus as error:
             self.close()
@@ -261,6 +268,14 @@ class RemotePolicy:
         if reply.get("type") == "error":
             raise RequestRefused(str(reply.get("message")))
         return reply
+
+
+def _limit_sending(connected: socket.socket, seconds: float) -> None:
+    """A server that takes nothing more must not hold `send` for ever: websockets sets no time-out for it."""
+    patience = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+    if isinstance(connected, ssl.SSLSocket) and hasattr(socket, "TCP_USER_TIMEOUT"):  # TLS tries again and again
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(1000 * seconds))
 
 
 def _reason(error: Exception) -> str:

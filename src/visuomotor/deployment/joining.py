@@ -15,6 +15,7 @@ import numpy as np
 
 from visuomotor.config import check_choices, check_rules
 from visuomotor.deployment.limits import Limiter
+from visuomotor.errors import ConfigError, mismatch
 
 Source = Literal["wait", "plan", "continue", "hold"]
 
@@ -200,6 +201,10 @@ class Course:
             return True
         return False
 
+    def abandon(self) -> None:
+        """The plan under way has failed: `request` asks for another."""
+        self._pending = None
+
     def act(self) -> Sent:
         """The action of this tick; the next call is of the next one.
 
@@ -210,7 +215,7 @@ class Course:
         sent = Sent(None, source, False)
         if planned is not None:
             action = planned if self.limiter is None else self.limiter.apply(planned)
-            sent = Sent(action, source, self._joined)
+            sent = Sent(action.copy(), source, self._joined)  # the caller may write to it
             self._sent.append(action)
         self._joined = False
         self.tick += 1
@@ -218,11 +223,20 @@ class Course:
         return sent
 
     def correct(self, action: np.ndarray) -> None:
-        """Says what the robot has made of the action sent last, (Da,): limits, and what is frozen, follow from that."""
-        if self._sent:
-            self._sent[-1] = np.asarray(action)
-            if self.limiter is not None:
-                self.limiter.correct(action)
+        """Says what the robot has made of the action sent last, (Da,): limits, and what is frozen, follow from that.
+
+        Raises:
+            ConfigError: It has another shape, or NaN or infinity in it: nothing that follows from that may be sent.
+        """
+        if not self._sent:
+            return
+        taken, shape = np.array(action), self._sent[-1].shape
+        if taken.shape != shape or not np.isfinite(taken).all():
+            advice = "pass what the robot really does, in the order of the action"
+            raise ConfigError(mismatch("correct", f"{shape[0]} finite numbers", taken.tolist(), advice))
+        self._sent[-1] = taken
+        if self.limiter is not None:
+            self.limiter.correct(taken)
 
     def skip(self, ticks: int) -> None:
         """Control periods that passed without a call: the robot was told nothing new."""

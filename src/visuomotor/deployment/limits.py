@@ -88,7 +88,7 @@ class Limiter:
 
     def correct(self, action: Sequence[float] | np.ndarray) -> None:
         """What the robot has made of the last action, (Da,)."""
-        self._last = np.asarray(action, np.float64)
+        self._last = np.array(action, np.float64)
 
     def _next(self, aim: np.ndarray) -> np.ndarray:
         last, before, period = self._last, self._before, self.period

@@ -178,9 +178,10 @@ class RealtimeRunner:
         self.clock.close()
 
     def reset(self, start: Sequence[float] | np.ndarray | None = None) -> None:
-        """Begins another episode; what plans have taken so far is remembered."""
-        if self._job is not None:
-            self._job[1].result()  # one thread, one plan: the next would wait for it in any case
+        """Begins another episode; what plans have taken so far is remembered. Raises what a plan under way raises."""
+        job, self._job = self._job, None
+        if job is not None:
+            job[1].result()  # one thread, one plan: the next would wait for it in any case
         policy = self.policy.config
         size = policy.output_features["action"].shape[0]
         self._limiter = None if self.limits is None else Limiter(self.limits, self.config.fps, size, start)
@@ -193,7 +194,6 @@ class RealtimeRunner:
             limiter=self._limiter,
         )
         self._observations: deque[dict[str, Tensor]] = deque(maxlen=policy.n_obs_steps)
-        self._job = None
         self._last: tuple[int, Tensor] | None = None  # tick and plan, for a warm start
         self._began: float | None = None
 
@@ -226,6 +226,7 @@ class RealtimeRunner:
         Raises:
             CheckpointError: An observation is missing.
             DeadlineMissed: With `late="stop"`.
+            Exception: What the policy raised while it planned. The next call plans anew.
         """
         if self._began is None:
             self._began = self.clock.now()
@@ -244,12 +245,20 @@ class RealtimeRunner:
         return self.course.act().action
 
     def correct(self, action: Sequence[float] | np.ndarray) -> None:
-        """Says what the robot has made of the last action, (Da,), where it limits actions itself."""
+        """Says what the robot has made of the last action, (Da,), where it limits actions itself.
+
+        Raises:
+            ConfigError: It has another shape, or NaN or infinity in it.
+        """
         self.course.correct(np.asarray(action))
 
     def wait(self) -> None:
-        """Waits for the next control period; periods that have passed by then are counted as overruns."""
-        assert self._began is not None, "step comes first"
+        """Waits for the next control period; periods that have passed by then are counted as overruns.
+
+        Before the first `step` of an episode it returns at once: that step begins the first period.
+        """
+        if self._began is None:
+            return
         period = 1 / self.config.fps
         behind = self.clock.now() - (self._began + self.course.tick * period)
         if behind >= period:
@@ -266,7 +275,11 @@ class RealtimeRunner:
         if self._job is not None and self._job[1].done():
             request, job = self._job
             self._job = None
-            actions, seconds = job.result()
+            try:
+                actions, seconds = job.result()
+            except BaseException:
+                self.course.abandon()
+                raise
             if self.course.deliver(request, actions, seconds):
                 self._last = request.tick, torch.from_numpy(actions)[None]
 

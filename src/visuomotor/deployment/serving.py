@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import ipaddress
+import math
 import os
 import signal
 import ssl
@@ -17,8 +18,7 @@ from visuomotor import __version__
 from visuomotor.config import to_json
 from visuomotor.deployment.server import Limits, PolicyServer
 from visuomotor.errors import ConfigError, mismatch
-from visuomotor.files import sha256
-from visuomotor.policy.checkpoint import find_policy, load_policy, read_json
+from visuomotor.policy.checkpoint import find_policy, load_policy, read_json, weights_sha256
 from visuomotor.policy.device import choose_device
 from visuomotor.simulation.rollout import ChunkPolicy
 
@@ -79,7 +79,7 @@ def serve(
         policy = policy.with_sampler(warm_start=1.0)
     rehearse(policy)
     name = Path(policy_source).resolve().name if Path(policy_source).is_dir() else str(policy_source)
-    told = metadata(policy, name, sha256(folder / "model.safetensors"), fps or _recorded_fps(folder), device)
+    told = metadata(policy, name, weights_sha256(folder), fps or _recorded_fps(folder), device)
     server = PolicyServer(policy, told, lent, token)
 
     def listening(port: int) -> None:
@@ -142,12 +142,12 @@ def read_token(file: Path | None) -> str | None:
 
 def _check(limits: Limits, port: int, fps: float | None) -> None:
     for name, value in dataclasses.asdict(limits).items():
-        if value < 0 or (value == 0 and name != "batch_window"):
+        if not 0 <= value < math.inf or (value == 0 and name != "batch_window"):  # NaN is nothing of that
             expected = "0 or more" if name == "batch_window" else "a positive number"
-            raise ConfigError(mismatch(name, expected, value, "choose a larger number"))
+            raise ConfigError(mismatch(name, expected, value, "choose another number"))
     if not 0 <= port <= 65535:
         raise ConfigError(mismatch("port", "0 to 65535", port, "8765 is usual"))
-    if fps is not None and fps <= 0:
+    if fps is not None and not 0 < fps < math.inf:
         raise ConfigError(mismatch("fps", "a positive number", fps, "give the rate of the demonstrations"))
 
 

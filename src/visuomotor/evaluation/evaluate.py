@@ -4,7 +4,8 @@ import inspect
 import platform
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from visuomotor import __version__
 from visuomotor.config import DiffusionConfig, nearest
 from visuomotor.errors import ConfigError, mismatch
 from visuomotor.evaluation.intervals import wilson_interval
+from visuomotor.evaluation.remote import RemoteChunks
 from visuomotor.evaluation.report import report
 from visuomotor.evaluation.video import episode_frames, write_video
-from visuomotor.files import atomic_folder, sha256, write_bytes, write_json
-from visuomotor.policy.checkpoint import find_policy, load_policy
+from visuomotor.files import atomic_folder, write_bytes, write_json
+from visuomotor.policy.checkpoint import find_policy, load_policy, weights_sha256
 from visuomotor.policy.device import choose_device
+from visuomotor.simulation.cluster import cluster, shares
 from visuomotor.simulation.pusht import MAX_STEPS
 from visuomotor.simulation.rollout import ChunkPolicy, Episode, rollout
 
@@ -46,6 +49,7 @@ def evaluate(
     environments: int | None = None,
     policy_batch: int = 64,
     device: str = "auto",
+    ray: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Measures a policy from `episodes` initial states, `seed` and the seeds after it.
@@ -68,6 +72,8 @@ def evaluate(
         environments: Episodes that run at once; None runs all. Does not change the result.
         policy_batch: Episodes in each call of the policy.
         device: Where the policy runs: `cpu`, `cuda`, `mps`, or `auto` for the best there is.
+        ray: Address of a Ray cluster whose workers share the episodes, cut at whole batches: `host:port`, `local`, or
+            `auto` (`visuomotor.simulation.cluster.cluster`). None runs them here.
         progress: Show a bar.
 
     Returns:
@@ -88,16 +94,18 @@ def evaluate(
         "ddim_eta": ddim_eta,
         "warm_start": warm_start,
     }
-    policy, told, folder = _open(policy_source, server, policy_batch, device, sampler)
+    policy, told, folder = _open(policy_source, server, policy_batch, device, sampler, ray)
     began = time.perf_counter()
-    results = rollout(
-        policy,
-        range(seed, seed + episodes),
-        max_steps=max_steps,
-        environments=environments,
-        policy_batch=policy_batch,
-        progress=progress,
-    )
+    rolling = partial(rollout, policy, max_steps=max_steps, environments=environments, policy_batch=policy_batch)
+    seeds = range(seed, seed + episodes)
+    try:
+        if ray is None:
+            results = rolling(seeds, progress=progress)
+        else:
+            results = _spread(rolling, seeds, policy_batch, ray, told["device"], progress)
+    finally:
+        if isinstance(policy, RemoteChunks):
+            policy.close()
     seconds = time.perf_counter() - began
     settings = {
         **told,
@@ -132,25 +140,42 @@ def _open(
     policy_batch: int,
     device: str,
     sampler: dict[str, Any],
+    ray: str | None,
 ) -> tuple[ChunkPolicy, dict[str, Any], Path | None]:
     """The policy, what the settings tell of it, and its folder if it lies here; `sampler` as for `with_sampler`."""
     if server is None and policy_source is not None:
         folder, device = find_policy(policy_source), choose_device(device)
         policy = load_policy(folder, device=device).with_sampler(**sampler)
-        digest = sha256(folder / "model.safetensors")
-        told = {"policy": str(policy_source), "weights_sha256": digest}
-        return policy, told | {"device": device, "threads": torch.get_num_threads()}, folder
+        digest = weights_sha256(folder)
+        told: dict[str, Any] = {"policy": str(policy_source), "weights_sha256": digest}
+        told |= {"device": device, "threads": torch.get_num_threads()}
+        return policy, told if ray is None else told | {"ray": ray}, folder
     if server is None or policy_source is not None:
         found = "none" if server is None else "both"
         raise ConfigError(mismatch("policy", "POLICY or --server", found, "give one of them"))
     if any(value is not None for value in sampler.values()):
         advice = "the server decides: give them to visuomotor serve"
         raise ConfigError(mismatch("--server", "no other sampler", "flags for one", advice))
-    from visuomotor.evaluation.remote import RemoteChunks
-
+    if ray is not None:
+        raise ConfigError(mismatch("--ray", "no --server", "one", "a server has batches of its own: leave one out"))
     remote = RemoteChunks(server, policy_batch)
     told = {name: remote.told.get(name) for name in ("policy", "weights_sha256", "device", "threads")}
     return remote, told | {"server": server, "server_versions": remote.told.get("versions")}, None
+
+
+def _spread(
+    rolling: Callable[[Sequence[int]], list[Episode]],
+    seeds: range,
+    policy_batch: int,
+    ray: str,
+    device: str,
+    progress: bool,
+) -> list[Episode]:
+    """The episodes of all seeds, in their order, rolled out by the workers of a Ray cluster."""
+    done: dict[int, list[Episode]] = {}
+    with cluster(ray, device) as workers:
+        workers.spread(rolling, shares(seeds, workers.workers, policy_batch), done.__setitem__, progress)
+    return [episode for number in sorted(done) for episode in done[number]]
 
 
 def summary(results: Sequence[Episode]) -> dict[str, Any]:
@@ -197,6 +222,7 @@ def _sampler(config: DiffusionConfig) -> dict[str, Any]:
         "noise_scheduler_type": config.noise_scheduler_type,
         "num_inference_steps": config.num_inference_steps or config.num_train_timesteps,
         "n_action_steps": config.n_action_steps,
+        "timesteps": None if config.timesteps is None else list(config.timesteps),
         "ddim_eta": config.ddim_eta,
         "warm_start": config.warm_start,
     }

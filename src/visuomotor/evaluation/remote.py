@@ -1,5 +1,7 @@
 """A policy behind `visuomotor serve`, as rollouts want one: `--server`."""
 
+import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,7 +35,11 @@ class RemoteChunks:
         metadata = self._policy.metadata
         self.told: dict[str, Any] = metadata.server
         self.config = from_json(DiffusionConfig, self.told["config"], url)
+        if self.config.warm_start < 1:  # other servers than ours may be told so
+            print("warm_start: 1 here: a server plans each chunk from noise alone", file=sys.stderr)
+            self.config = replace(self.config, warm_start=1.0)
         if policy_batch > metadata.max_batch:
+            self.close()
             advice = "choose a smaller one, or serve with a larger --max-batch"
             raise ConfigError(
                 mismatch("policy_batch", f"at most the server's {metadata.max_batch}", policy_batch, advice)

@@ -1,6 +1,7 @@
 """Policies on disk: a folder of config.json, model.safetensors and statistics.json. Nothing is ever unpickled.
 
-LeRobot's folders open too; `visuomotor.policy.lerobot` reads what they hold.
+LeRobot's folders open too; `visuomotor.policy.lerobot` reads what they hold. So do exported ones, by
+`visuomotor.policy.exported`.
 """
 
 import json
@@ -17,11 +18,15 @@ from safetensors.torch import load_file, save_file
 
 from visuomotor.config import DiffusionConfig, from_json, nearest, to_json
 from visuomotor.errors import CheckpointError, mismatch
-from visuomotor.files import HASHES, atomic_folder, find_damage, write_json
+from visuomotor.files import HASHES, atomic_folder, find_damage, sha256, write_json
 from visuomotor.policy.diffusion import DiffusionModel, DiffusionPolicy
 from visuomotor.policy.normalization import Statistics
 
 FORMAT_VERSION = 1
+EXPORT = "export.json"
+"""What makes a policy's folder an exported one."""
+GRAPHS = ("encoder", "condition", "steps", "denoiser")
+"""The files of one, less what each engine appends to their names."""
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
@@ -34,8 +39,7 @@ def save_policy(policy: DiffusionPolicy, folder: str | Path, dtype: torch.dtype 
         dtype: Of the weights on disk; float16 halves the file.
     """
     with atomic_folder(folder) as draft:
-        write_json(draft / "config.json", {"format_version": FORMAT_VERSION, "policy": to_json(policy.config)})
-        write_json(draft / "statistics.json", _plain(policy.statistics))
+        write_config(policy, draft)
         weights = {
             name: tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
             for name, tensor in policy.state_dict().items()
@@ -43,12 +47,18 @@ def save_policy(policy: DiffusionPolicy, folder: str | Path, dtype: torch.dtype 
         save_tensors(weights, draft / "model.safetensors")
 
 
+def write_config(policy: DiffusionPolicy, folder: Path) -> None:
+    """Writes all of a policy but its weights."""
+    write_json(folder / "config.json", {"format_version": FORMAT_VERSION, "policy": to_json(policy.config)})
+    write_json(folder / "statistics.json", _plain(policy.statistics))
+
+
 def load_policy(source: str | Path, device: str = "cpu", revision: str | None = None) -> DiffusionPolicy:
     """Opens a policy, ready to act.
 
     Args:
-        source: A policy's folder or a training run's (its newest checkpoint that is whole), ours or LeRobot's; the name
-            of a policy that ships with Visuomotor; or a name on the Hugging Face hub.
+        source: A policy's folder or a training run's (its newest checkpoint that is whole), ours or LeRobot's; an
+            exported folder; the name of a policy that ships with Visuomotor; or a name on the Hugging Face hub.
         device: Where to put it.
         revision: Of a policy on the hub: a branch, tag or commit. None takes the newest.
 
@@ -59,6 +69,10 @@ def load_policy(source: str | Path, device: str = "cpu", revision: str | None = 
         CheckpointError: Nothing is there, a file is damaged, or weights and config do not belong together.
     """
     folder = find_policy(source, revision)
+    if (folder / EXPORT).is_file():
+        from visuomotor.policy.exported import load_exported  # which imports this module
+
+        return load_exported(folder, device)
     config, statistics, weights = _read(folder)
     # Before anything is built: a damaged config.json must not ask for more memory than there is.
     _check_weights(_shapes(config, folder), weights, folder / "model.safetensors")
@@ -101,7 +115,7 @@ def _read(folder: Path) -> tuple[DiffusionConfig, Statistics, dict[str, torch.Te
     config = read_config(folder)
     if is_lerobot(read_json(folder / "config.json")):
         return config, *read_lerobot(folder, config)
-    return config, _read_statistics(folder / "statistics.json"), read_tensors(folder / "model.safetensors")
+    return config, read_statistics(folder / "statistics.json"), read_tensors(folder / "model.safetensors")
 
 
 def _shapes(config: DiffusionConfig, folder: Path) -> dict[str, torch.Tensor]:
@@ -182,7 +196,13 @@ def _policy_in(folder: Path, source: str | Path) -> Path:
 
 
 def _is_policy(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
+    weights = any((folder / name).is_file() for name in ("model.safetensors", EXPORT))
+    return (folder / "config.json").is_file() and weights
+
+
+def weights_sha256(folder: Path) -> str:
+    """Tells the weights in a policy's folder from any others; of an export, by the hashes of all its files."""
+    return sha256(folder / (HASHES if (folder / EXPORT).is_file() else "model.safetensors"))
 
 
 def _newest_of_lerobot(folder: Path) -> Path | None:
@@ -232,10 +252,23 @@ def newest_checkpoint(run: Path, part: str = "") -> Path | None:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
+    folder = _download(name, revision, ["*.json", "*.safetensors"])
+    if not (folder / EXPORT).is_file():
+        return folder
+    told = read_json(folder / EXPORT)
+    if not isinstance(told, dict) or told.get("engine") == "torch":
+        advice = "a torch export is a program, and could do anything: take an export to onnx or openvino"
+        raise CheckpointError(mismatch(name, "a policy that is no program", "another", advice))
+    kinds = ("onnx", "onnx.data", "xml", "bin")
+    # act.py is never run here, but has a hash.
+    return _download(name, revision, ["*.json", "act.py", *(f"{graph}.{kind}" for graph in GRAPHS for kind in kinds)])
+
+
+def _download(name: str, revision: str | None, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises many kinds, all of them meaning this
         advice = "check the name and the network, or pass the path of a downloaded folder"
         found = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
@@ -284,7 +317,12 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(mismatch(str(path), "safetensors", str(error), "the file is damaged")) from error
 
 
-def _read_statistics(path: Path) -> dict[str, dict[str, np.ndarray]]:
+def read_statistics(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """The statistics that normalise, by feature and name.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
     content = read_json(path)
     try:
         return {

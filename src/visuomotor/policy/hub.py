@@ -1,6 +1,7 @@
 """Policies on the Hugging Face hub: the upload, and the card that says what a policy is and how good."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +106,14 @@ def _metadata(folder: Path, title: str, results: list[Any]) -> str:
 
 def _datasets(folder: Path) -> list[str] | None:
     """What it was trained on, if that is a name on the hub: LeRobot writes it beside the policy, we into the run."""
-    beside, run = folder / "train_config.json", folder.resolve().parents[2] / "config.json"
-    source = None
+    beside, source = folder / "train_config.json", None
+    runs = [parent / "config.json" for parent in folder.resolve().parents[2:3]]  # RUN/checkpoints/step_000050/policy
     if beside.is_file():
         content = read_json(beside)
         dataset = content.get("dataset") if isinstance(content, dict) else None
         source = dataset.get("repo_id") if isinstance(dataset, dict) else None
-    elif folder.resolve().name == "policy" and run.is_file():
-        content = read_json(run)
+    elif folder.resolve().name == "policy" and runs and runs[0].is_file():
+        content = read_json(runs[0])
         source = content.get("source") if isinstance(content, dict) else None
         source = None if Path(str(source)).exists() else source
     return [source] if isinstance(source, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) else None
@@ -129,7 +130,18 @@ def _about(config: DiffusionConfig, folder: Path, title: str) -> str:
 
 
 def _sampler(config: DiffusionConfig) -> str:
-    return f"{config.noise_scheduler_type} with {config.num_inference_steps or config.num_train_timesteps} steps"
+    steps = config.num_inference_steps or config.num_train_timesteps
+    return _acting(config.noise_scheduler_type, steps, config.timesteps, config.ddim_eta, config.warm_start)
+
+
+def _acting(sampler: str, steps: int, timesteps: Sequence[int] | None, eta: float, warm_start: float) -> str:
+    """In words; what is as usual is not named."""
+    text = f"{sampler} with {steps} step{'s' * (steps != 1)}"
+    if timesteps is not None:
+        text += f" at {', '.join(map(str, timesteps))}"
+    if eta:
+        text += f", eta {eta:g}"
+    return text if warm_start == 1 else f"{text}, warm start from {warm_start:g} of the diffusion's time"
 
 
 def _features(config: DiffusionConfig) -> str:
@@ -178,6 +190,9 @@ def _evaluation(evaluation: dict[str, Any], folder: Path) -> str:
     success, low, high = (100 * rate for rate in (evaluation["success_rate"], *evaluation["success_rate_interval"]))
     seeds = [episode["seed"] for episode in episodes]
     same = settings["weights_sha256"] == sha256(folder / "model.safetensors")
+    # Evaluations from before there were these settings do not have them.
+    more = settings.get("timesteps"), settings.get("ddim_eta", 0), settings.get("warm_start", 1)
+    sampler = _acting(settings["noise_scheduler_type"], settings["num_inference_steps"], *more)
     weights = "those of this model.safetensors" if same else "another file, such as that before a conversion"
     rows = {
         "environment": settings["env"],
@@ -185,8 +200,7 @@ def _evaluation(evaluation: dict[str, Any], folder: Path) -> str:
         "mean max reward": f"{evaluation['mean_max_reward']:.3f}",
         "mean max coverage": f"{evaluation['mean_max_coverage']:.3f}",
         "episodes": f"{len(episodes)}, seeds {min(seeds)} to {max(seeds)}, at most {settings['max_steps']} steps each",
-        "sampler": f"{settings['noise_scheduler_type']} with {settings['num_inference_steps']} steps, "
-        f"{settings['n_action_steps']} actions executed of each plan",
+        "sampler": f"{sampler}, {settings['n_action_steps']} actions executed of each plan",
         "weights": f"{weights} (sha256 `{settings['weights_sha256']}`)",
         "versions": ", ".join(f"{package} {version}" for package, version in evaluation["versions"].items()),
     }

@@ -88,6 +88,7 @@ def _check_expressible(config: DiffusionConfig) -> None:
             advice = "LeRobot has no such policy: keep it in Visuomotor's own format"
             if name in ACTING and found != FLOW:
                 advice = "the weights are the same however they act: choose what it knows by policy.with_sampler(...)"
+                advice += ", or visuomotor convert --noise-scheduler-type DDIM"
             raise CheckpointError(mismatch(f"{name}, for LeRobot", expected, found, advice))
 
 

@@ -161,7 +161,7 @@ def resize_and_crop(images: Tensor, config: DiffusionConfig, offsets: Tensor | N
         images = flat.unflatten(0, images.shape[:2])
     if config.crop is None:
         return images
-    (h, w), (height, width) = config.crop, images.shape[-2:]
+    (h, w), (height, width) = config.crop, map(int, images.shape[-2:])  # a tracer gives sizes as tensors
     if offsets is None:
         top, left = round((height - h) / 2), round((width - w) / 2)
         return images[..., top : top + h, left : left + w]

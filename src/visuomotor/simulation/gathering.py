@@ -6,12 +6,14 @@ import time
 import zipfile
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from visuomotor.errors import DatasetError, mismatch
 from visuomotor.files import write_bytes
+from visuomotor.simulation.cluster import cluster
 from visuomotor.simulation.rollout import ChunkPolicy, Episode, rollout
 
 WAVE = 256
@@ -26,6 +28,8 @@ def gather(
     *,
     steps_after: int,
     max_steps: int,
+    ray: str | None = None,
+    device: str = "cpu",
     progress: bool = False,
 ) -> tuple[list[list[Episode]], float]:
     """Rolls a policy out from every seed several times, each time with other noise.
@@ -40,31 +44,43 @@ def gather(
         folder: For the waves' files; it may hold those of an earlier start with the same arguments.
         steps_after: How long an episode goes on after its success.
         max_steps: Steps after which an episode has failed.
+        ray: Address of a Ray cluster whose workers share the waves, as for `cluster`; None runs them here, in turn.
+        device: Where the policy runs, for `ray`.
         progress: Show a bar.
 
     Returns:
-        For each attempt its episodes in the order of `seeds`, and the seconds that all waves took.
+        For each attempt its episodes in the order of `seeds`, and the seconds that all waves took, added up.
     """
-    tried: list[list[Episode]] = [[] for _ in range(attempts)]
-    seconds = 0.0
-    for attempt, episodes in enumerate(tried):
-        for first in range(0, len(seeds), WAVE):
-            file = folder / f"attempt_{attempt}_from_{first:06d}.npz"
-            if not file.exists():
-                began = time.perf_counter()
-                wave = rollout(
-                    policy,
-                    seeds[first : first + WAVE],
-                    max_steps=max_steps,
-                    progress=progress,
-                    attempt=attempt,
-                    steps_after=steps_after,
-                )
-                _write_wave(file, wave, time.perf_counter() - began)
-            wave, taken = _read_wave(file)
-            episodes += wave
-            seconds += taken
-    return tried, seconds
+    waves = [(attempt, first) for attempt in range(attempts) for first in range(0, len(seeds), WAVE)]
+    files = {wave: folder / f"attempt_{wave[0]}_from_{wave[1]:06d}.npz" for wave in waves}
+    done = {wave: _read_wave(file) for wave, file in files.items() if file.exists()}
+    missing = [wave for wave in waves if wave not in done]
+    parts = [(attempt, seeds[first : first + WAVE]) for attempt, first in missing]
+
+    def keep(number: int, rolled: tuple[list[Episode], float]) -> None:
+        wave = missing[number]
+        _write_wave(files[wave], *rolled)
+        done[wave] = _read_wave(files[wave])
+
+    options = {"max_steps": max_steps, "steps_after": steps_after}
+    if ray is None:
+        for number, part in enumerate(parts):
+            keep(number, _roll_out(part, policy, **options, progress=progress))
+    elif parts:
+        with cluster(ray, device) as workers:
+            workers.spread(partial(_roll_out, policy=policy, **options), parts, keep, progress)
+    tried = [[one for wave in waves if wave[0] == attempt for one in done[wave][0]] for attempt in range(attempts)]
+    return tried, sum(seconds for _, seconds in done.values())
+
+
+def _roll_out(
+    part: tuple[int, Sequence[int]], policy: ChunkPolicy, max_steps: int, steps_after: int, progress: bool = False
+) -> tuple[list[Episode], float]:
+    """One wave, of an attempt from some seeds, and the seconds that it took."""
+    attempt, seeds = part
+    began = time.perf_counter()
+    wave = rollout(policy, seeds, max_steps=max_steps, progress=progress, attempt=attempt, steps_after=steps_after)
+    return wave, time.perf_counter() - began
 
 
 def select(tried: Sequence[Sequence[Episode]], keep: float) -> list[Episode]:

@@ -1,0 +1,1 @@
+"""The studio: a local page that shows the data, and a policy at work."""

@@ -1,0 +1,129 @@
+"""The studio's web application: its static files, a WebSocket for each tab, and what the pages ask of the data."""
+
+import asyncio
+import base64
+import io
+import json
+from concurrent.futures import TimeoutError as TooLong
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from visuomotor import __version__
+from visuomotor.errors import VisuomotorError
+from visuomotor.policy.samplers import SAMPLERS
+from visuomotor.studio.browsing import Browsing
+from visuomotor.studio.driver import Driver, Gone
+from visuomotor.studio.gate import Gate
+from visuomotor.studio.policies import Policies
+from visuomotor.studio.session import Message, Session
+from visuomotor.studio.sources import Sources
+
+STATIC = Path(__file__).parent / "static"
+MOST_TABS = 16
+SLOW = 30.0
+"""Seconds after which a page that takes nothing is given up."""
+
+
+class Studio:
+    """What the pages reach.
+
+    Attributes:
+        sessions: Of the tabs that watch, each driven by a thread of its own.
+
+    Args:
+        policies: To watch.
+        sources: To browse.
+    """
+
+    def __init__(self, policies: Policies, sources: Sources):
+        self._policies, self._sources = policies, sources
+        self.sessions: list[Session] = []
+
+    def app(self, local: bool = True, token: str | None = None) -> ASGIApp:
+        """The application, behind its gate; the arguments are the gate's."""
+        routes = [
+            Route("/api/about", self._about),
+            *Browsing(self._sources).routes(),
+            WebSocketRoute("/api/watch", self._watch),
+            Mount("/", StaticFiles(directory=STATIC, html=True)),
+        ]
+        return Gate(Starlette(routes=routes, exception_handlers={VisuomotorError: _refused}), local, token)
+
+    def _about(self, _: Request) -> JSONResponse:
+        return JSONResponse(
+            {
+                "version": __version__,
+                "policies": self._policies.names,
+                "samplers": list(SAMPLERS),
+                "sources": self._sources.names,
+            }
+        )
+
+    async def _watch(self, socket: WebSocket) -> None:
+        await socket.accept()
+        if len(self.sessions) >= MOST_TABS:
+            await socket.send_text(encode({"type": "error", "text": f"{MOST_TABS} tabs watch already: close one"}))
+            await socket.close(1013)
+            return
+        loop, session = asyncio.get_running_loop(), Session(self._policies)
+
+        def tell(message: Message) -> None:
+            try:
+                asyncio.run_coroutine_threadsafe(socket.send_text(encode(message)), loop).result(SLOW)
+            except (WebSocketDisconnect, RuntimeError, TooLong) as error:
+                raise Gone from error
+
+        driver = Driver(session, tell)
+        self.sessions.append(session)
+        try:
+            while True:
+                driver.command(_decoded(await socket.receive_text()))
+        except WebSocketDisconnect:
+            pass
+        finally:
+            driver.close()
+            self.sessions.remove(session)
+
+
+def encode(message: Message) -> str:
+    """A message as JSON: numbers rounded to a hundredth of a pixel, pictures as PNG."""
+    return json.dumps(message, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8:
+        return ["data:image/png;base64," + base64.b64encode(png(picture)).decode() for picture in value]
+    if isinstance(value, np.ndarray):
+        return np.round(value.astype(np.float64), 2).tolist()
+    return value.item()
+
+
+def png(picture: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 as a file; of one channel (H, W, 1) it is grey."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _decoded(text: str) -> dict[str, Any]:
+    """What a page sent; the session says what is wrong with it."""
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": " ".join(str(error).split())}, 422)

@@ -1,0 +1,102 @@
+"""`visuomotor studio`: takes a port, tells the address, opens a browser, and serves until a signal."""
+
+import ipaddress
+import os
+import secrets
+import socket
+import sys
+import threading
+import webbrowser
+from collections.abc import Sequence
+from urllib.parse import quote
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from visuomotor.errors import ConfigError, mismatch
+from visuomotor.studio.app import Studio
+from visuomotor.studio.policies import Policies
+from visuomotor.studio.sources import Sources
+
+TOKEN = "VISUOMOTOR_TOKEN"
+LONGEST = 2**16
+"""Bytes of a message from a page."""
+
+
+def studio(
+    policy: Sequence[str] = (),
+    data: Sequence[str] = (),
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8766,
+    browser: bool = True,
+    device: str = "auto",
+) -> None:
+    """Serves the studio until SIGTERM or Ctrl-C.
+
+    Args:
+        policy: Policies to watch, each as for `load_policy`; those that ship with Visuomotor follow.
+        data: Data sets to look at, each as for `load_dataset`; the bundled demonstrations follow.
+        host: Where to listen. Anything but this machine asks for the token in VISUOMOTOR_TOKEN, or one that is made.
+        port: 0 takes a free one.
+        browser: Open the page in the user's browser.
+        device: Where policies run: `cpu`, `cuda`, `mps`, or `auto`.
+
+    Raises:
+        ConfigError: The port is taken or no port, or there is no such host here.
+        CheckpointError: A policy is nowhere to be found.
+    """
+    local = _is_local(host)
+    token = None if local else os.environ.get(TOKEN, "").strip() or secrets.token_urlsafe(24)
+    application = Studio(Policies(policy, device), Sources(data)).app(local, token)
+    listener = listen(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listener.getsockname()[1]}/" + (f"?token={quote(token)}" if token else "")
+    if token:
+        print("warning: token and pages travel unencrypted; on a network you do not trust use ssh -L", file=sys.stderr)
+    print(f"studio:  {address}", flush=True)
+    if browser:
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+    server(application).run(sockets=[listener])
+
+
+def server(application: ASGIApp) -> uvicorn.Server:
+    """What serves the application; it says nothing unless something is wrong."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            application,
+            log_level="warning",
+            lifespan="off",
+            ws="websockets-sansio",
+            ws_max_size=LONGEST,
+            timeout_graceful_shutdown=2,
+        )
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 is a free one.
+
+    Raises:
+        ConfigError: The port is taken or no port, or there is no such host here.
+    """
+    if not 0 <= port <= 65535:
+        raise ConfigError(mismatch("port", "0 to 65535", port, "8766 is usual"))
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()
+    except OSError as error:
+        advice = "choose another with --port; 0 takes a free one"
+        found = error.strerror or str(error)
+        raise ConfigError(mismatch(f"{host}:{port}", "a free port", found, advice)) from error
+    return listener
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

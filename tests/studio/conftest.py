@@ -1,0 +1,85 @@
+"""A studio that runs in a thread of the test, and a real browser to look at it with."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from visuomotor.studio.app import Studio
+from visuomotor.studio.policies import Policies
+from visuomotor.studio.serving import listen, server
+from visuomotor.studio.sources import Sources
+
+CHROMIUM = shutil.which("chromium")
+PATIENCE = 60_000  # milliseconds: the machine may be busy
+
+
+@dataclass
+class Running:
+    """A studio, and where it is."""
+
+    studio: Studio
+    port: int
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+class Serving:
+    """One application on a port, until `close`."""
+
+    def __init__(self, application: Any, port: int = 0):
+        self._listener = listen("127.0.0.1", port)
+        self.port: int = self._listener.getsockname()[1]
+        self._server = server(application)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._listener.close()
+
+
+@pytest.fixture(scope="package")
+def policies() -> Policies:
+    return Policies()
+
+
+@pytest.fixture
+def running(policies: Policies) -> Iterator[Running]:
+    studio = Studio(policies, Sources())
+    serving = Serving(studio.app())
+    yield Running(studio, serving.port)
+    serving.close()
+
+
+@pytest.fixture(scope="package")
+def chromium() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("chromium: expected Debian's browser, got none; apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=PATIENCE)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Any) -> Iterator[Any]:
+    """A tab; a test in which the page complains in its console fails."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(PATIENCE)
+    tab = context.new_page()
+    said: list[str] = []
+    tab.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.said = said
+    yield tab
+    context.close()
+    assert said == []
