@@ -24,7 +24,7 @@ help:
 	@echo "make test    every test that needs neither LeRobot nor a GPU (under 15 minutes)"
 	@echo "make check   the fast tests and the lints (under 3 minutes)"
 	@echo "make lerobot the tests that run LeRobot itself; installs it in $(LEROBOT) (Python 3.12, some gigabytes)"
-	@echo "make benchmarks DATA=PUSHT.zarr.zip  writing, loading and training, side by side with LeRobot (an hour)"
+	@echo "make benchmarks DATA=PUSHT.zarr.zip  writing, loading, training and acting, side by side with LeRobot (an hour)"
 	@echo "make docs    the documentation as pages, in outputs/site"
 	@echo "make notebook  executes notebooks/ anew and keeps what it shows (2 minutes)"
 	@echo "make lint    ruff and ty"
@@ -51,6 +51,7 @@ benchmarks: $(VENV)/.dev $(LEROBOT)/.installed
 	$(BIN)/python benchmarks/writing.py $(DATA) --lerobot $(LEROBOT)/bin/python --episodes 60
 	$(BIN)/python benchmarks/loading.py $(BENCHMARKED) --lerobot $(LEROBOT)/bin/python
 	$(BIN)/python benchmarks/training.py $(BENCHMARKED) --lerobot $(LEROBOT)/bin/python --python $(BIN)/python
+	$(BIN)/python benchmarks/latency.py --lerobot $(LEROBOT)/bin/python --threads 2
 
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -16,8 +16,8 @@ from visuomotor.data.dataset import Dataset, Source, load_dataset
 from visuomotor.data.selection import load_selection
 from visuomotor.errors import CheckpointError, ConfigError, DatasetError, mismatch
 from visuomotor.evaluation.open_loop_page import Trace, validation_page
-from visuomotor.files import sha256, write_bytes, write_json
-from visuomotor.policy.checkpoint import find_policy, load_policy
+from visuomotor.files import write_bytes, write_json
+from visuomotor.policy.checkpoint import find_policy, load_policy, weights_sha256
 from visuomotor.policy.device import choose_device
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.training.checkpoint import read_run
@@ -101,7 +101,7 @@ def validate(
     seconds = time.perf_counter() - began
     settings = {
         "policy": str(policy_source),
-        "weights_sha256": sha256(folder / "model.safetensors"),
+        "weights_sha256": weights_sha256(folder),
         "data": str(source),
         "episodes": seen,
         "frames_per_second": dataset.fps,
