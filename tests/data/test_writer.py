@@ -520,3 +520,21 @@ def test_a_frame_that_was_added_in_part_is_noticed(tmp_path, monkeypatch):
         writer.discard_episode()
         record(writer, 1)
     check(tmp_path / "set", 2, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system has no such schedulers")
+def test_encoding_leaves_the_threads_priority_as_it_was(tmp_path: Path) -> None:
+    """SVT-AV1 makes root's thread a real-time one, once a process: such threads starve all others."""
+    program = """
+import os, sys
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+from visuomotor.data.writer_video import VideoFile
+video = VideoFile(Path(sys.argv[1]), (64, 64, 3), Fraction(10), "av1")
+video.add(np.zeros((64, 64, 3), np.uint8))
+video.close()
+print(os.sched_getscheduler(0) == os.SCHED_OTHER)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.mp4")], capture_output=True, text=True)
+    assert done.stdout.split() == ["True"], done.stderr

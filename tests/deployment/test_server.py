@@ -120,10 +120,12 @@ def ask_at_once(server: Running, count: int, kinds: tuple[type, ...] = (np.uint8
 
     with ThreadPoolExecutor(count) as pool:
         first = pool.submit(act, 0)
-        assert server.policy.entered.wait(30)  # the network is busy with the first
-        others = [pool.submit(act, seed) for seed in range(1, count)]
-        until(lambda: len(server.server._batcher._waiting) == count - 1)
-        server.policy.go.set()
+        try:
+            assert server.policy.entered.wait(30)  # the network is busy with the first
+            others = [pool.submit(act, seed) for seed in range(1, count)]
+            until(lambda: len(server.server._batcher._waiting) == count - 1)
+        finally:
+            server.policy.go.set()  # or a failure would wait for ever
         for future in (first, *others):
             future.result(30)
 

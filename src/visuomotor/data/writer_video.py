@@ -1,7 +1,8 @@
 """Frames of one camera and one episode into a file, and video files joined without encoding them again."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from io import BytesIO
@@ -62,6 +63,20 @@ def frame_rate(fps: float) -> Fraction:
     return Fraction(fps).limit_denominator(10_000)
 
 
+@contextmanager
+def _own_priority() -> Generator[None]:
+    """Keeps the thread's scheduling: for root, SVT-AV1 makes the one that opens it real-time, before all others."""
+    if not hasattr(os, "sched_getscheduler"):  # Linux has it
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if (os.sched_getscheduler(0), os.sched_getparam(0)) != before:
+            os.sched_setscheduler(0, *before)
+
+
 class VideoFile:
     """Encodes frames into a video file."""
 
@@ -77,7 +92,8 @@ class VideoFile:
         self._stream.height, self._stream.width = shape[:2]
         self._stream.pix_fmt, self._stream.time_base = "yuv420p", self._time_base
         try:
-            self._stream.codec_context.open()
+            with _own_priority():
+                self._stream.codec_context.open()
         except av.FFmpegError as error:
             self.cancel()
             found = f"{shape[0]} x {shape[1]} at {float(rate):g} frames/s"
