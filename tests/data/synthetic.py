@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from visuomotor.data.statistics import describe
+from visuomotor.data.writer_video import own_priority
 
 LENGTHS = (5, 3, 6, 4)
 HEIGHT, WIDTH, FPS = 64, 80, 5
@@ -188,7 +189,7 @@ def edit_table(path: Path, **columns: object) -> None:
 def write_video(path: Path, images: list[np.ndarray], codec: str = "libx264", fps: int = FPS) -> Path:
     """A video with a key frame every 4 frames, close to lossless."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+    with own_priority(), av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream(codec, rate=fps, options={"crf": "1", "g": "4"})
         stream.width, stream.height = images[0].shape[1], images[0].shape[0]
         stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, fps)

@@ -64,7 +64,7 @@ def frame_rate(fps: float) -> Fraction:
 
 
 @contextmanager
-def _own_priority() -> Generator[None]:
+def own_priority() -> Generator[None]:
     """Keeps the thread's scheduling: for root, SVT-AV1 makes the one that opens it real-time, before all others."""
     if not hasattr(os, "sched_getscheduler"):  # Linux has it
         yield
@@ -92,7 +92,7 @@ class VideoFile:
         self._stream.height, self._stream.width = shape[:2]
         self._stream.pix_fmt, self._stream.time_base = "yuv420p", self._time_base
         try:
-            with _own_priority():
+            with own_priority():
                 self._stream.codec_context.open()
         except av.FFmpegError as error:
             self.cancel()
