@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results import FIRST_SEED, against, open_record, solved, success
 
 from visuomotor.errors import VisuomotorError
-from visuomotor.evaluation.evaluate import summary, versions
-from visuomotor.evaluation.intervals import compare
+from visuomotor.evaluation.evaluate import summary
 from visuomotor.files import write_json
 from visuomotor.policy.checkpoint import load_policy, read_tensors
 from visuomotor.policy.diffusion import DiffusionPolicy
@@ -32,8 +32,6 @@ from visuomotor.recipe import Recipe
 from visuomotor.simulation.rollout import rollout
 from visuomotor.training.loop import train
 
-FIRST_SEED = 500_000
-"""Published figures are measured from 100000 on: nothing is chosen there."""
 BASELINE = "baseline"
 TRANSFORMER = {"denoiser": "transformer", "transformer_dim": 128}  # of 256 a step takes several times the U-Net's
 
@@ -95,13 +93,7 @@ class Ablation:
         self.options, self.folder = options, Path(options.output)
         self.file = self.folder / "ablation.json"
         settings = {name: getattr(options, name) for name in ("data", "preset", "steps", "episodes", "threads")}
-        self.record: dict[str, Any] = {"settings": settings | {"seed": FIRST_SEED}, "versions": versions()}
-        self.record |= {"steps": {}, "results": {}}
-        if self.file.exists():
-            before = json.loads(self.file.read_text())
-            if before["settings"] != self.record["settings"]:
-                raise SystemExit(f"{self.file}: its settings are {before['settings']}: keep them, or take a new folder")
-            self.record = before
+        self.record = open_record(self.file, settings, steps={}, results={})
 
     def measure(self, name: str) -> None:
         """Trains and evaluates a variant, and adds it to the file."""
@@ -116,7 +108,7 @@ class Ablation:
             figures = summary(rollout(policy, seeds, progress=True))
             result["evaluation_seconds"] = round(time.perf_counter() - begun, 1)
             result |= {key: value for key, value in figures.items() if key != "episodes"}
-            result["solved"] = "".join("01"[episode["success"]] for episode in figures["episodes"])  # a digit a seed
+            result["solved"] = solved(figures["episodes"])
         except VisuomotorError as error:  # such as a loss that is no longer finite: a result too
             result["failed"] = str(error)
         self.record["results"][name] = result
@@ -171,16 +163,11 @@ class Ablation:
             if "failed" in result:
                 rows.append(f"| {name} | failed: {result['failed']} | | | |")
                 continue
-            low, high = result["success_rate_interval"]
-            success = f"{result['success_rate']:.1%} ({low:.1%} to {high:.1%})"
-            against = ""
-            if name != BASELINE and "solved" in results.get(BASELINE, {}):
-                pair = compare(_episodes(results[BASELINE]), _episodes(result))
-                points = [f"{100 * value:+.1f}" for value in (pair.difference, *pair.interval)]
-                against = f"{points[0]} points ({points[1]} to {points[2]})"
+            compared = name != BASELINE and "solved" in results.get(BASELINE, {})
+            difference = against(results[BASELINE], result) if compared else ""
             trained = VARIANTS[name].trained or name == BASELINE
             spent = f"{result['steps']} steps, {result['training_seconds']:.0f} s" if trained else "the baseline's"
-            rows.append(f"| {name} | {success} | {result['mean_max_reward']:.3f} | {against} | {spent} |")
+            rows.append(f"| {name} | {success(result)} | {result['mean_max_reward']:.3f} | {difference} | {spent} |")
         return "\n".join(rows)
 
 
@@ -195,11 +182,6 @@ def _seconds(run: Path, recipe: Recipe) -> float:
         total += (line["step"] - before) * recipe.training.batch_size / line["samples_per_second"]
         before = line["step"]
     return total
-
-
-def _episodes(result: dict[str, Any]) -> dict[str, Any]:
-    """A result as `compare` takes it."""
-    return {"episodes": [{"seed": seed, "success": digit == "1"} for seed, digit in enumerate(result["solved"])]}
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ told to stay where it is; these actions do not count.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,20 +24,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from results import FIRST_SEED, against, open_record, solved, success
 
 from visuomotor.deployment.guidance import plan
 from visuomotor.deployment.joining import Course, RealtimeConfig, Request
 from visuomotor.evaluation.charts import HEIGHT, WIDTH, Line, chart
-from visuomotor.evaluation.evaluate import summary, versions
-from visuomotor.evaluation.intervals import compare
+from visuomotor.evaluation.evaluate import summary
 from visuomotor.evaluation.page import STYLE
-from visuomotor.files import sha256, write_bytes, write_json
-from visuomotor.policy.checkpoint import find_policy, load_policy
+from visuomotor.files import write_bytes, write_json
+from visuomotor.policy.checkpoint import find_policy, load_policy, weights_sha256
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.simulation.pusht import FPS, MAX_STEPS, PushT, observe
 from visuomotor.simulation.rollout import Episode, chunk_noise
 
-FIRST_SEED = 500_000
 LATENCIES = (0, 100, 200, 400)
 """Milliseconds."""
 JITTERS = (0.0, 0.5)
@@ -165,7 +163,7 @@ def figures(trials: Sequence[Trial]) -> dict[str, Any]:
         "success_rate": found["success_rate"],
         "success_rate_interval": found["success_rate_interval"],
         "mean_max_reward": found["mean_max_reward"],
-        "solved": "".join("01"[episode["success"]] for episode in found["episodes"]),  # a digit a seed
+        "solved": solved(found["episodes"]),
         "ticks": sum(count.ticks for count in counts),
         "plans": sum(count.joined for count in counts),
         "missed": sum(count.missed for count in counts),
@@ -207,16 +205,11 @@ def table(results: dict[str, Any]) -> str:
         if key not in results:
             continue
         result, plain = results[key], results.get(name("switch", latency, jitter))
-        low, high = result["success_rate_interval"]
-        against = ""
-        if way != "switch" and plain is not None:
-            pair = compare(_episodes(plain), _episodes(result))
-            points = [f"{100 * value:+.1f}" for value in (pair.difference, *pair.interval)]
-            against = f"{points[0]} points ({points[1]} to {points[2]})"
+        difference = "" if way == "switch" or plain is None else against(plain, result)
         jerks = [f"{pair[0]:,.0f} ({pair[1]:,.0f})" if pair else "" for pair in (result[which] for which in JERKS)]
         spread = f" ± {jitter:.0%}" if jitter else ""
         rows.append(
-            f"| {latency} ms{spread} | {way} | {result['success_rate']:.1%} ({low:.1%} to {high:.1%}) | {against} | "
+            f"| {latency} ms{spread} | {way} | {success(result)} | {difference} | "
             f"{result['missed']} of {result['plans']} | {' | '.join(jerks)} |"
         )
     return "\n".join(rows)
@@ -254,22 +247,12 @@ def picture(results: dict[str, Any]) -> str:
     )
 
 
-def _episodes(result: dict[str, Any]) -> dict[str, Any]:
-    """A result as `compare` takes it."""
-    return {"episodes": [{"seed": seed, "success": digit == "1"} for seed, digit in enumerate(result["solved"])]}
-
-
 def _open(options: argparse.Namespace, file: Path) -> dict[str, Any]:
     """What has been measured so far."""
     settings = {key: getattr(options, key) for key in ("policy", "late", "episodes", "threads", "batch")}
-    settings |= {"max_guidance": options.max_guidance, "plan_spread": options.plan_spread, "seed": FIRST_SEED}
-    settings |= {"weights_sha256": sha256(find_policy(options.policy) / "model.safetensors")}
-    if not file.exists():
-        return {"settings": settings, "versions": versions(), "results": {}}
-    record = json.loads(file.read_text())
-    if record["settings"] != settings:
-        raise SystemExit(f"{file}: its settings are {record['settings']}: keep them, or take a new folder")
-    return record
+    settings |= {"max_guidance": options.max_guidance, "plan_spread": options.plan_spread}
+    settings |= {"weights_sha256": weights_sha256(find_policy(options.policy))}
+    return open_record(file, settings, results={})
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ with whatever else runs on the machine. With a warm start, calls and millisecond
 """
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -24,20 +23,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from results import FIRST_SEED, against, open_record, solved, success
 
 from visuomotor.config import FLOW
 from visuomotor.errors import VisuomotorError
-from visuomotor.evaluation.evaluate import summary, versions
-from visuomotor.evaluation.intervals import compare
-from visuomotor.files import sha256, write_bytes, write_json
-from visuomotor.policy.checkpoint import find_policy, load_policy
+from visuomotor.evaluation.evaluate import summary
+from visuomotor.files import write_bytes, write_json
+from visuomotor.policy.checkpoint import find_policy, load_policy, weights_sha256
 from visuomotor.policy.diffusion import DiffusionPolicy, moved_on
 from visuomotor.policy.samplers import DPM
 from visuomotor.simulation.pusht import PushT, observe
 from visuomotor.simulation.rollout import rollout
 
-FIRST_SEED = 500_000
-"""Published figures are measured from 100000 on: nothing is chosen there."""
 STEPS = (1, 2, 3, 4, 6, 8, 10, 16, 32)
 MOST_STEPS = 100
 """Of DDPM alone, whose recipe it is."""
@@ -64,13 +61,8 @@ class Sampling:
         self.options, self.folder, self.policy = options, Path(options.output), load_policy(folder)
         self.file = self.folder / "sampling.json"
         settings = {name: getattr(options, name) for name in ("policy", "episodes", "max_steps", "threads")}
-        settings |= {"weights_sha256": sha256(folder / "model.safetensors"), "seed": FIRST_SEED}
-        self.record: dict[str, Any] = {"settings": settings, "versions": versions(), "points": {}}
-        if self.file.exists():
-            before = json.loads(self.file.read_text())
-            if before["settings"] != settings:
-                raise SystemExit(f"{self.file}: its settings are {before['settings']}: keep them, or take a new folder")
-            self.record = before
+        settings |= {"weights_sha256": weights_sha256(folder)}
+        self.record = open_record(self.file, settings, points={})
         config = self.policy.config
         own = config.num_inference_steps or config.num_train_timesteps
         self.baseline: tuple[str, int] = (config.noise_scheduler_type, own)
@@ -96,7 +88,7 @@ class Sampling:
         try:
             figures = summary(rollout(policy, seeds, max_steps=self.options.max_steps, progress=True))
             point |= {key: value for key, value in figures.items() if key != "episodes"}
-            point["solved"] = "".join("01"[episode["success"]] for episode in figures["episodes"])  # a digit a seed
+            point["solved"] = solved(figures["episodes"])
         except VisuomotorError as error:  # such as actions that are no numbers: a result too
             point["failed"] = str(error)
         point["evaluation_seconds"] = round(time.perf_counter() - begun, 1)
@@ -126,14 +118,9 @@ class Sampling:
                 if "failed" in point:
                     cells += [f"failed: {point['failed']}", "", ""]
                 else:
-                    low, high = point["success_rate_interval"]
-                    against = ""
-                    if point is not reference and "solved" in reference:
-                        pair = compare(_episodes(reference), _episodes(point))
-                        lost, least, most = (f"{100 * value:+.1f}" for value in (pair.difference, *pair.interval))
-                        against = f"{lost} points ({least} to {most})"
-                    success = f"{point['success_rate']:.1%} ({low:.1%} to {high:.1%})"
-                    cells += [success, f"{point['mean_max_reward']:.3f}", against]
+                    compared = point is not reference and "solved" in reference
+                    difference = against(reference, point) if compared else ""
+                    cells += [success(point), f"{point['mean_max_reward']:.3f}", difference]
                 rows.append(f"| {' | '.join(cells)} |")
         return "\n".join(rows)
 
@@ -206,11 +193,6 @@ def _seconds_a_chunk(policy: DiffusionPolicy) -> float:
         seconds.append(time.perf_counter() - begun)
         previous = moved_on(plan, policy.config.n_action_steps)
     return statistics.median(seconds[3:])
-
-
-def _episodes(point: dict[str, Any]) -> dict[str, Any]:
-    """A point as `compare` takes it."""
-    return {"episodes": [{"seed": seed, "success": digit == "1"} for seed, digit in enumerate(point["solved"])]}
 
 
 def main() -> None:

@@ -3,11 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from visuomotor.config import Feature, from_json, to_json
+from visuomotor.config import Feature
 from visuomotor.errors import ConfigError
 from visuomotor.policy.diffusion import DiffusionModel
 from visuomotor.presets import PRESETS, preset
 from visuomotor.recipe import Recipe
+from visuomotor.serialization import from_json, to_json
 
 
 @pytest.mark.parametrize("name", PRESETS)

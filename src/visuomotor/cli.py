@@ -183,7 +183,7 @@ def serve(arguments: list[str]) -> None:
 
 
 def studio(arguments: list[str]) -> None:
-    """Open a local page: watch a policy and push back, look at demonstrations."""
+    """Open a local page: watch a policy and push back, record demonstrations, look at them."""
     options = parse(StudioOptions(), "studio", arguments, str(studio.__doc__))
 
     try:

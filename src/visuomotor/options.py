@@ -210,6 +210,12 @@ class StudioOptions:
     """Policies to watch: runs' folders, policies' folders or hub names. Those that ship with Visuomotor follow."""
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE")] = ()
     """Data sets to look at, as for `visuomotor train`. The bundled demonstrations follow."""
+    reports: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FOLDER")] = ()
+    """Evaluations to compare: folders that `visuomotor eval` wrote, or that hold such; none takes `outputs`, if any."""
+    recordings: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "recordings/pusht"
+    """The folder of the data set that is recorded into, new or existing; made when the first episode is kept."""
+    runs: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("outputs/studio")
+    """The folder that the page trains in, a folder for each run; policies trained there before can be watched again."""
     host: str = "127.0.0.1"
     """Where to listen; anything but this machine asks for the token in VISUOMOTOR_TOKEN, or one that is printed."""
     port: int = 8766

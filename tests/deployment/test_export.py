@@ -2,9 +2,12 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,16 +27,21 @@ from visuomotor.policy.diffusion import DiffusionPolicy
 from ..policy.small import observation, small_batch, small_config, small_policy
 
 FORMATS = ("onnx", "openvino", "torch")
+# Exporting takes as long as a network has layers: the first U-Net has all kinds of them, the others one stage.
 POLICIES = {
     "key points": small_config(environment=4, noise_scheduler_type="DDIM", num_inference_steps=5),
-    "no FiLM scale, DDPM": small_config(use_film_scale_modulation=False, clip_sample=False),
+    "no FiLM scale, DDPM": small_config(use_film_scale_modulation=False, clip_sample=False, down_dims=(16,)),
     "transformer": small_config(denoiser="transformer", transformer_dim=16, transformer_layers=2, transformer_heads=2),
-    "camera": small_config(cameras=1, noise_scheduler_type="DPMSolverMultistep", num_inference_steps=4),
+    "camera": small_config(
+        cameras=1, noise_scheduler_type="DPMSolverMultistep", num_inference_steps=4, down_dims=(16,)
+    ),
     "cameras, resized and cropped": small_config(
         cameras=2,
         environment=4,
         use_separate_rgb_encoder_per_camera=True,
         use_group_norm=False,
+        backbone_stages=1,
+        down_dims=(16,),
         resize_shape=(30, 34),
         crop_ratio=0.8,
         noise_scheduler_type="FlowMatchEuler",
@@ -74,30 +82,41 @@ def furthest(found: Any, wanted: torch.Tensor, policy: DiffusionPolicy) -> float
     return float(((first - second).abs() / second.abs().clamp(min=1)).max())
 
 
+Export = Callable[[str, Any], Path]
+
+
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported_as(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """The folder of one of `POLICIES` in a format, which no test may change."""
+
+    @cache
+    def exported_as(name: str, format: Any) -> Path:
+        folder = tmp_path_factory.mktemp("exported") / "policy"
+        export_policy(policy_of(POLICIES[name]), folder, format)
+        return folder
+
+    return exported_as
+
+
+@pytest.fixture
+def exported(exported_as: Export) -> Path:
     """Key points in ONNX."""
-    folder = tmp_path_factory.mktemp("exported") / "policy"
-    export_policy(policy_of(POLICIES["key points"]), folder, "onnx")
-    return folder
+    return exported_as("key points", "onnx")
 
 
 @pytest.fixture
 def folder(exported: Path, tmp_path: Path) -> Path:
     """A copy that the test may damage."""
-    import shutil
-
     return Path(shutil.copytree(exported, tmp_path / "copy"))
 
 
-@pytest.mark.parametrize("config", POLICIES.values(), ids=POLICIES.keys())
+@pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("format", FORMATS)
-def test_plans_as_the_policy_does(format: Any, config: DiffusionConfig, tmp_path: Path) -> None:
-    policy = policy_of(config)
-    export_policy(policy, tmp_path / "exported", format)
-    loaded = load_policy(tmp_path / "exported")
+def test_plans_as_the_policy_does(format: Any, name: str, exported_as: Export) -> None:
+    folder, config = exported_as(name, format), POLICIES[name]
+    policy, loaded = policy_of(config), load_policy(folder)
     assert loaded.config == config
-    runner = standalone(tmp_path / "exported").Policy()
+    runner = standalone(folder).Policy()
     for size in (1, 3):  # one shape that is compiled for itself, and one that is not
         seen, noise = observation(small_batch(config, size)), noise_for(policy, size)
         wanted = policy.plan(seen, noise)
@@ -108,6 +127,7 @@ def test_plans_as_the_policy_does(format: Any, config: DiffusionConfig, tmp_path
         assert furthest(executed, policy.predict_action_chunk(seen, noise), policy) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shipped", ["pusht-keypoints-small", "pusht-image-small"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_shipped_policies(format: Any, shipped: str, tmp_path: Path) -> None:
@@ -177,10 +197,8 @@ def test_acts_with_a_queue_as_the_policy_does(exported: Path) -> None:
         assert furthest(loaded.select_action(seen, noise), policy.select_action(seen, noise), policy) < 1e-4
 
 
-def test_features_of_frames_are_kept(tmp_path: Path) -> None:
-    policy = policy_of(POLICIES["camera"])
-    export_policy(policy, tmp_path / "exported", "onnx")
-    loaded = load_policy(tmp_path / "exported")
+def test_features_of_frames_are_kept(exported_as: Export) -> None:
+    policy, loaded = policy_of(POLICIES["camera"]), load_policy(exported_as("camera", "onnx"))
     for step in range(3):
         seen = {name: values[:, 0] for name, values in observation(small_batch(policy.config, 1, seed=step)).items()}
         policy.observe(seen)
@@ -216,18 +234,18 @@ def test_standalone_acts_with_a_queue(exported: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
-def test_int8_is_near(engine: str, tmp_path: Path) -> None:
+def test_int8_is_near(engine: str, exported_as: Export, tmp_path: Path) -> None:
     policy = policy_of(POLICIES["camera"])
     batch = small_batch(policy.config, 32)
     if engine == "onnx":
         with pytest.raises(ConfigError, match="int8: expected format openvino, got onnx; "):
             export_policy(policy, tmp_path / "exported", "onnx", batch)
         return
-    export_policy(policy, tmp_path / "float", "openvino")
     export_policy(policy, tmp_path / "int8", "openvino", batch)
     assert json.loads((tmp_path / "int8" / "export.json").read_text())["precision"] == "int8"
     for name in ("encoder", "denoiser"):
-        sizes = [(tmp_path / kind / f"{name}.bin").stat().st_size for kind in ("int8", "float")]
+        folders = tmp_path / "int8", exported_as("camera", "openvino")
+        sizes = [(folder / f"{name}.bin").stat().st_size for folder in folders]
         assert sizes[0] < 0.6 * sizes[1]
     seen, noise = observation(small_batch(policy.config, seed=5)), noise_for(policy, 3)
     loaded = load_policy(tmp_path / "int8")
@@ -284,9 +302,9 @@ def test_another_kind_of_export(told: Any, folder: Path) -> None:
         load_policy(folder)
 
 
-def test_nothing_of_a_torch_export_is_pickled(tmp_path: Path) -> None:
-    export_policy(policy_of(POLICIES["key points"]), tmp_path / "exported", "torch")
-    file = tmp_path / "exported" / "denoiser.pt2"
+def test_nothing_of_a_torch_export_is_pickled(exported_as: Export, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported_as("key points", "torch"), tmp_path / "copy"))
+    file = folder / "denoiser.pt2"
     with zipfile.ZipFile(file) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     assert contents["denoiser/data/sample_inputs/model.pt"] == b""
@@ -294,8 +312,8 @@ def test_nothing_of_a_torch_export_is_pickled(tmp_path: Path) -> None:
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in contents.items():
             archive.writestr(name, content)
-    write_hashes(tmp_path / "exported")
-    loaded = load_policy(tmp_path / "exported")
+    write_hashes(folder)
+    loaded = load_policy(folder)
     with pytest.raises(ValueError, match=r"denoiser\.pt2: expected nothing pickled, got pickles; "):
         loaded.plan(observation(small_batch(loaded.config)))
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from visuomotor.cli import main
-from visuomotor.config import to_json
 from visuomotor.errors import CheckpointError
 from visuomotor.evaluation.curves import POINTS, read_curves, thin, write_report
 from visuomotor.presets import preset
+from visuomotor.serialization import to_json
 
 from .test_report import NASTY, Page
 

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from visuomotor.config import DiffusionConfig, from_json
+from visuomotor.config import DiffusionConfig
 from visuomotor.policy.diffusion import DiffusionPolicy
+from visuomotor.serialization import from_json
 
 REFERENCE = Path(__file__).parent / "reference"
 TOLERANCE = 1e-5

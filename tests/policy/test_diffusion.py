@@ -12,7 +12,8 @@ from torch import Generator, Tensor
 from visuomotor.config import DiffusionConfig, Feature
 from visuomotor.data.order import shared_frames
 from visuomotor.errors import CheckpointError, ConfigError
-from visuomotor.policy.diffusion import DiffusionPolicy, Shared
+from visuomotor.policy.diffusion import DiffusionPolicy
+from visuomotor.policy.draws import Shared
 
 from .small import observation, small_batch, small_config, small_policy
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
+from visuomotor.data import bundled
 from visuomotor.studio.app import Studio
 from visuomotor.studio.policies import Policies
 from visuomotor.studio.serving import listen, server
@@ -43,6 +45,17 @@ class Serving:
         self._server.should_exit = True
         self._thread.join()
         self._listener.close()
+
+
+@pytest.fixture(scope="package")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The first 20 frames of 12 of the bundled demonstrations."""
+    file = tmp_path_factory.mktemp("data") / "tiny.npz"
+    with np.load(bundled.FILE) as content:
+        rows = (np.array([0, *content["episode_ends"][:11]])[:, None] + np.arange(20)).ravel()
+        columns = {name: content[name][rows] for name in ("agent", "block", "action")}
+    np.savez(file, **columns, episode_ends=np.arange(20, 241, 20))
+    return str(file)
 
 
 @pytest.fixture(scope="package")

@@ -125,15 +125,7 @@ def test_a_recorded_step_is_the_step(
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_recorded_run_resumes_exactly(images: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphed = change(images, cuda_graph=True, log_every=3)
-    straight = train(graphed, "pusht-demonstrations", tmp_path / "straight")
-    with monkeypatch.context() as patch:
-        leave_after(patch, 6)
-        with pytest.raises(Left):
-            train(graphed, "pusht-demonstrations", tmp_path / "broken")
-    resumed = train(graphed, "pusht-demonstrations", tmp_path / "broken", resume=True)
-    assert contents(resumed) == contents(straight)
-    assert lines(tmp_path / "broken") == lines(tmp_path / "straight")
+    assert_resumes_exactly(change(images, cuda_graph=True, log_every=3), tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("data_device", ["auto", "cpu"])
@@ -166,6 +158,18 @@ def leave_after(patch: pytest.MonkeyPatch, step: int, watch: Callable[[int], Non
             raise Left
 
     patch.setattr(Metrics, "tick", tick)
+
+
+def assert_resumes_exactly(recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was left after six steps and gone on with is the run that was not."""
+    straight = train(recipe, "pusht-demonstrations", folder / "straight")
+    with monkeypatch.context() as patch:
+        leave_after(patch, 6)
+        with pytest.raises(Left):
+            train(recipe, "pusht-demonstrations", folder / "broken")
+    resumed = train(recipe, "pusht-demonstrations", folder / "broken", resume=True)
+    assert contents(resumed) == contents(straight)
+    assert lines(folder / "broken") == lines(folder / "straight")
 
 
 class OneDevice(TorchDispatchMode):
@@ -318,14 +322,7 @@ def test_a_run_on_a_gpu_resumes_exactly(
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     # Max pooling has no deterministic gradient in channels-last memory: key points only.
     recipe = change(images, device="cuda", log_every=3, observations=SEES[1:], **settings)
-    straight = train(recipe, "pusht-demonstrations", tmp_path / "straight")
-    with monkeypatch.context() as patch:
-        leave_after(patch, 6)
-        with pytest.raises(Left):
-            train(recipe, "pusht-demonstrations", tmp_path / "broken")
-    resumed = train(recipe, "pusht-demonstrations", tmp_path / "broken", resume=True)
-    assert contents(resumed) == contents(straight)
-    assert lines(tmp_path / "broken") == lines(tmp_path / "straight")
+    assert_resumes_exactly(recipe, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("settings", on_a_gpu)

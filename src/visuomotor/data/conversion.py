@@ -4,7 +4,7 @@ import inspect
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +20,7 @@ from visuomotor.config import nearest
 from visuomotor.data.dataset import read
 from visuomotor.data.demonstrations import Demonstrations
 from visuomotor.data.frames import Camera
+from visuomotor.data.jobs import finish
 from visuomotor.data.lerobot_meta import read_json
 from visuomotor.data.video import decode
 from visuomotor.data.writer_features import DEFAULTS, check_features, check_fps
@@ -230,13 +231,7 @@ def _make(job: _Job, found: Demonstrations) -> list[dict[str, Finished]]:
     stopped = Event()
     with _progress(int(found.lengths.sum()) * len(found.cameras)) as advance, ThreadPoolExecutor(threads) as pool:
         jobs = [pool.submit(_make_part, job, part.tolist(), advance, stopped) for part in parts]
-        try:
-            done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
-            for one in done:
-                one.result()
-        finally:
-            stopped.set()  # on an error or Ctrl-C the other parts end too
-            pool.shutdown(cancel_futures=True)
+        finish(pool, jobs, stopped)
     return [finished for one in jobs for finished in one.result()]
 
 

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -14,6 +14,7 @@ import numpy as np
 
 from visuomotor.data import cache
 from visuomotor.data.encoded import EncodedFrames, Pick
+from visuomotor.data.jobs import finish
 from visuomotor.data.resizing import resize
 from visuomotor.errors import DatasetError, mismatch
 
@@ -152,11 +153,5 @@ def _decode(name: str, camera: Camera, frames: np.ndarray) -> None:
                     return
 
         jobs = [pool.submit(run, segment) for segment in camera.segments]
-        try:
-            done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
-            for job in done:
-                job.result()
-        finally:
-            stopped.set()  # on an error or Ctrl-C the other segments end too
-            pool.shutdown(cancel_futures=True)
+        finish(pool, jobs, stopped)
     assert (filled == 1).all(), f"{name}: segments do not yield every row once"

@@ -54,7 +54,7 @@ def shared_frames(rows: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.
         frames: (B, To) the rows of the frames that each one sees.
 
     Returns:
-        What `policy.diffusion.Shared` holds: for each window the first of its run, (B,); where each of F frames occurs
+        What `policy.draws.Shared` holds: for each window the first of its run, (B,); where each of F frames occurs
         first, (F,); and which of them each one is, (B, To).
     """
     begins = np.append(True, np.diff(rows) != 1)

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import ipaddress
 import math
 import os
 import signal
@@ -12,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from visuomotor_client.protocol import PROTOCOL, TOKEN
+from visuomotor_client.protocol import PROTOCOL
 
 from visuomotor import __version__
-from visuomotor.config import to_json
 from visuomotor.deployment.server import Limits, PolicyServer
 from visuomotor.errors import ConfigError, mismatch
+from visuomotor.listening import TOKEN, address, check_port, is_local
 from visuomotor.policy.checkpoint import find_policy, load_policy, read_json, weights_sha256
 from visuomotor.policy.device import choose_device
+from visuomotor.serialization import to_json
 from visuomotor.simulation.rollout import ChunkPolicy
 
 
@@ -64,7 +64,7 @@ def serve(
     _check(lent, port, fps)
     token = read_token(token_file)
     context = _tls(certificate, key)
-    if not _is_local(host):
+    if not is_local(host):
         if token is None:
             advice = f"set {TOKEN} or --token-file, or listen on 127.0.0.1"
             raise ConfigError(mismatch("token", f"one, to listen on {host}", "none", advice))
@@ -83,8 +83,7 @@ def serve(
     server = PolicyServer(policy, told, lent, token)
 
     def listening(port: int) -> None:
-        shown = f"[{host}]" if ":" in host else host
-        print(f"serving: {name} on {'wss' if context else 'ws'}://{shown}:{port}", flush=True)
+        print(f"serving: {name} on {address('wss' if context else 'ws', host, port)}", flush=True)
 
     async def until_signal() -> None:
         stop = asyncio.Event()
@@ -145,17 +144,9 @@ def _check(limits: Limits, port: int, fps: float | None) -> None:
         if not 0 <= value < math.inf or (value == 0 and name != "batch_window"):  # NaN is nothing of that
             expected = "0 or more" if name == "batch_window" else "a positive number"
             raise ConfigError(mismatch(name, expected, value, "choose another number"))
-    if not 0 <= port <= 65535:
-        raise ConfigError(mismatch("port", "0 to 65535", port, "8765 is usual"))
+    check_port(port, 8765)
     if fps is not None and not 0 < fps < math.inf:
         raise ConfigError(mismatch("fps", "a positive number", fps, "give the rate of the demonstrations"))
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from visuomotor.config import DiffusionConfig, from_json
+from visuomotor.config import DiffusionConfig
 from visuomotor.errors import ConfigError, mismatch
+from visuomotor.serialization import from_json
 
 
 class RemoteChunks:

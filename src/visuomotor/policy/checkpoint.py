@@ -16,11 +16,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from visuomotor.config import DiffusionConfig, from_json, nearest, to_json
+from visuomotor.config import DiffusionConfig, nearest
 from visuomotor.errors import CheckpointError, mismatch
 from visuomotor.files import HASHES, atomic_folder, find_damage, sha256, write_json
 from visuomotor.policy.diffusion import DiffusionModel, DiffusionPolicy
 from visuomotor.policy.normalization import Statistics
+from visuomotor.serialization import from_json, to_json
 
 FORMAT_VERSION = 1
 EXPORT = "export.json"

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from visuomotor.config import FLOW, DiffusionConfig
 from visuomotor.errors import CheckpointError, ConfigError, mismatch
+from visuomotor.policy.draws import Draws
 from visuomotor.policy.network import DiffusionModel
 from visuomotor.policy.normalization import Normalizer, Statistics
 from visuomotor.policy.samplers import SAMPLERS, Predict, denoising_steps, draws, sampler_of
@@ -30,38 +31,6 @@ class Frame:
     """Each observation, (B, ...) in data units."""
     image_features: Tensor | None = None
     """(B, numbers a step), from the first plan on that needs them."""
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Which frames of a batch its windows have in common: each is encoded once."""
-
-    leaders: Tensor
-    """(B,) for each window the first of those that it shares frames with. What is random in an image (crop, reflection)
-    is the leader's, or the same frame would not be the same picture."""
-    first: Tensor
-    """(F,) where each frame occurs first, counted through the (B, To) frames of the batch."""
-    index: Tensor
-    """(B, To) which of the F frames each one is."""
-
-
-@dataclass(frozen=True)
-class Draws:
-    """What is random in the loss of a batch, for each sample apart: a part of the batch takes its part of them."""
-
-    steps: Tensor
-    """(K, B) denoising steps of K noisy copies of each sample."""
-    noise: Tensor
-    """(K, B, Tp, Da)."""
-    offsets: dict[str, Tensor]
-    """For each camera that is cropped at random, (B, 2) top and left."""
-    shared: Shared | None = None
-    """Frames that samples have in common; None encodes those of each sample."""
-
-    def part(self, rows: slice, shared: Shared | None = None) -> "Draws":
-        """Those of some samples, and what these share."""
-        offsets = {name: values[rows] for name, values in self.offsets.items()}
-        return Draws(self.steps[:, rows], self.noise[:, rows], offsets, shared)
 
 
 class DiffusionPolicy(nn.Module):
@@ -146,7 +115,7 @@ class DiffusionPolicy(nn.Module):
         if shared is None:
             condition = self.diffusion.global_cond(self._prepare(batch, draws.offsets))
         else:
-            prepared = self._prepare(_frames_once(batch, self.config, shared), _of_leaders(draws.offsets, shared))
+            prepared = self._prepare(shared.frames_once(batch, self.config), shared.of_leaders(draws.offsets))
             features = self.diffusion.image_features(prepared)[:, 0] if self.config.image_features else None
             known = None if features is None else features[shared.index.to(features.device)]
             condition = self.diffusion.global_cond(prepared, known)
@@ -415,21 +384,6 @@ class DiffusionPolicy(nn.Module):
 def moved_on(plan: Tensor, steps: int) -> Tensor:
     """A plan (B, Tp, Da) as it stands `steps` later; of what it does not reach, its last action is the guess."""
     return torch.cat([plan[:, steps:], plan[:, -1:].expand(-1, steps, -1)], dim=1)
-
-
-def _frames_once(batch: Batch, config: DiffusionConfig, shared: Shared) -> dict[str, Tensor]:
-    """The observations, of images (B, To, C, H, W) the different ones as (F, 1, C, H, W)."""
-    once = {name: batch[name] for name in config.input_features}
-    for name in config.image_features:
-        pixels = batch[name].movedim(-3, -1).flatten(0, 1)  # channels are last in memory
-        once[name] = pixels[shared.first.to(pixels.device)].movedim(-1, -3)[:, None]
-    return once
-
-
-def _of_leaders(offsets: Mapping[str, Tensor], shared: Shared) -> dict[str, Tensor]:
-    """Offsets of samples (B, 2) as those of the different frames, (F, 2)."""
-    of_frame = shared.leaders[shared.first // shared.index.shape[1]]
-    return {name: values[of_frame] for name, values in offsets.items()}
 
 
 def _stack(frames: Sequence[Frame], names: Sequence[str]) -> dict[str, Tensor]:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from visuomotor.errors import ConfigError, mismatch
-from visuomotor.policy.diffusion import Batch, DiffusionPolicy, Draws
+from visuomotor.policy.diffusion import Batch, DiffusionPolicy
+from visuomotor.policy.draws import Draws
 
 
 class Halving(nn.Module):

@@ -12,7 +12,8 @@ from visuomotor.config import DiffusionConfig
 from visuomotor.errors import CheckpointError, mismatch
 from visuomotor.files import HASHES, find_damage
 from visuomotor.policy.checkpoint import EXPORT, read_config, read_json, read_statistics
-from visuomotor.policy.diffusion import Batch, DiffusionPolicy, Draws
+from visuomotor.policy.diffusion import Batch, DiffusionPolicy
+from visuomotor.policy.draws import Draws
 from visuomotor.policy.network import DiffusionModel
 from visuomotor.policy.normalization import Normalizer, Statistics
 from visuomotor.policy.schedule import noise_schedule

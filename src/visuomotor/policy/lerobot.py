@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from visuomotor.config import DiffusionConfig, Feature, from_json, nearest
+from visuomotor.config import DiffusionConfig, Feature, nearest
 from visuomotor.errors import CheckpointError, ConfigError, mismatch
 from visuomotor.policy.checkpoint import read_json, read_tensors
 from visuomotor.policy.normalization import NEEDED
+from visuomotor.serialization import from_json
 
 OURS_ALONE = (
     *("backbone_width", "backbone_stages"),

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visuomotor.config import FLOW, DiffusionConfig, Feature, to_json
+from visuomotor.config import FLOW, DiffusionConfig, Feature
 from visuomotor.errors import CheckpointError, mismatch
 from visuomotor.files import atomic_folder, write_bytes
 from visuomotor.policy.checkpoint import save_tensors
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.policy.lerobot import EPS, LEROBOTS_VALUES, PRETRAINED
+from visuomotor.serialization import to_json
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 STATE_BEFORE = f"{PREPROCESSOR}_step_3_normalizer_processor.safetensors"

@@ -4,7 +4,9 @@ import asyncio
 import base64
 import io
 import json
+from collections.abc import AsyncGenerator
 from concurrent.futures import TimeoutError as TooLong
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,16 @@ from visuomotor import __version__
 from visuomotor.errors import VisuomotorError
 from visuomotor.policy.samplers import SAMPLERS
 from visuomotor.studio.browsing import Browsing
-from visuomotor.studio.driver import Driver, Gone
+from visuomotor.studio.comparing import Comparing
+from visuomotor.studio.driver import Driven, Driver, Gone
 from visuomotor.studio.gate import Gate
 from visuomotor.studio.policies import Policies
+from visuomotor.studio.recorder import FOLDER, Recorder
+from visuomotor.studio.recording import Recording
+from visuomotor.studio.reports import Reports
 from visuomotor.studio.session import Message, Session
 from visuomotor.studio.sources import Sources
+from visuomotor.studio.training import RUNS, Following, Training
 
 STATIC = Path(__file__).parent / "static"
 MOST_TABS = 16
@@ -38,27 +45,50 @@ class Studio:
 
     Attributes:
         sessions: Of the tabs that watch, each driven by a thread of its own.
+        recordings: The same of the tabs that record.
+        training: What they train; `followers` are the tabs that see it.
 
     Args:
         policies: To watch.
         sources: To browse.
+        comparing: Of evaluation reports; None has none of them.
+        recordings: The folder that is recorded into.
+        runs: The folder that is trained in.
     """
 
-    def __init__(self, policies: Policies, sources: Sources):
+    def __init__(
+        self,
+        policies: Policies,
+        sources: Sources,
+        comparing: Comparing | None = None,
+        *,
+        recordings: str = FOLDER,
+        runs: str | Path = RUNS,
+    ):
         self._policies, self._sources = policies, sources
+        self._comparing = Comparing(Reports()) if comparing is None else comparing
+        self._recorder = Recorder(recordings, sources)
         self.sessions: list[Session] = []
+        self.recordings: list[Recording] = []
+        self.training = Training(policies, sources, runs)
+        self.followers: list[Following] = []
 
     def app(self, local: bool = True, token: str | None = None) -> ASGIApp:
         """The application, behind its gate; the arguments are the gate's."""
         routes = [
             Route("/api/about", self._about),
             *Browsing(self._sources).routes(),
+            *self._comparing.routes(),
             WebSocketRoute("/api/watch", self._watch),
+            WebSocketRoute("/api/record", self._record),
+            WebSocketRoute("/api/train", self._train),
             Mount("/", StaticFiles(directory=STATIC, html=True)),
         ]
-        return Gate(Starlette(routes=routes, exception_handlers={VisuomotorError: _refused}), local, token)
+        refusals = {VisuomotorError: _refused}
+        return Gate(Starlette(routes=routes, exception_handlers=refusals, lifespan=self._lifespan), local, token)
 
     def _about(self, _: Request) -> JSONResponse:
+        self.training.look()  # which may have made a policy
         return JSONResponse(
             {
                 "version": __version__,
@@ -69,21 +99,39 @@ class Studio:
         )
 
     async def _watch(self, socket: WebSocket) -> None:
+        await self._drive(socket, Session(self._policies), self.sessions)
+
+    async def _record(self, socket: WebSocket) -> None:
+        recording = Recording(self._recorder)
+        await self._drive(socket, recording, self.recordings, late=-recording.period / 2, done=recording.close)
+
+    async def _train(self, socket: WebSocket) -> None:
+        await self._drive(socket, Following(self.training), self.followers)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncGenerator[None]:
+        yield
+        await asyncio.to_thread(self.training.close)
+
+    async def _drive(self, socket: WebSocket, session: Driven, tabs: list[Any], **clock: Any) -> None:
+        """One tab: what it says goes to its session, and what that has to tell comes back; `clock` as for `Driver`."""
         await socket.accept()
-        if len(self.sessions) >= MOST_TABS:
+        if len(tabs) >= MOST_TABS:
             await socket.send_text(encode({"type": "error", "text": f"{MOST_TABS} tabs watch already: close one"}))
             await socket.close(1013)
             return
-        loop, session = asyncio.get_running_loop(), Session(self._policies)
+        loop = asyncio.get_running_loop()
 
         def tell(message: Message) -> None:
+            if loop.is_closed():
+                raise Gone
             try:
                 asyncio.run_coroutine_threadsafe(socket.send_text(encode(message)), loop).result(SLOW)
             except (WebSocketDisconnect, RuntimeError, TooLong) as error:
                 raise Gone from error
 
-        driver = Driver(session, tell)
-        self.sessions.append(session)
+        driver = Driver(session, tell, **clock)
+        tabs.append(session)
         try:
             while True:
                 driver.command(_decoded(await socket.receive_text()))
@@ -91,7 +139,7 @@ class Studio:
             pass
         finally:
             driver.close()
-            self.sessions.remove(session)
+            tabs.remove(session)
 
 
 def encode(message: Message) -> str:

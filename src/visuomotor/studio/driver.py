@@ -1,13 +1,13 @@
 """Drives a session in a thread of its own: commands as they come, steps as the clock has them."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from queue import Empty, Queue
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 
 from visuomotor.errors import VisuomotorError
-from visuomotor.studio.session import Message, Session
+from visuomotor.studio.session import Message
 
 LATE = 1.0
 """Seconds behind its clock after which a rollout gives up catching up."""
@@ -17,17 +17,44 @@ class Gone(Exception):
     """The page has left."""
 
 
+class Driven(Protocol):
+    """What a tab shows; `Session` says what each of these is."""
+
+    running: bool
+
+    @property
+    def period(self) -> float: ...
+
+    @property
+    def waiting(self) -> bool: ...
+
+    def handle(self, message: Mapping[str, Any]) -> Iterator[Message]: ...
+
+    def advance(self) -> Iterator[Message]: ...
+
+    def frame(self) -> Message: ...
+
+
 class Driver:
-    """One session's thread.
+    """One tab's thread.
 
     Args:
         session: What to drive; nobody else may touch it meanwhile.
         tell: Takes what the page is to be told, from the thread. It may wait, and so slows the rollout down to what
             the page can take; `Gone` from it ends the thread.
+        late: Seconds behind its clock after which the session gives up catching up; of -s, its steps are s apart or
+            more.
+        done: Called by the thread when it ends.
     """
 
-    def __init__(self, session: Session, tell: Callable[[Message], None]):
-        self._session, self._tell = session, tell
+    def __init__(
+        self,
+        session: Driven,
+        tell: Callable[[Message], None],
+        late: float = LATE,
+        done: Callable[[], None] = lambda: None,
+    ):
+        self._session, self._tell, self._late, self._done = session, tell, late, done
         self._commands: Queue[dict[str, Any] | None] = Queue()
         self._due = time.monotonic()
         self._thread = Thread(target=self._run, name="studio session", daemon=True)
@@ -47,6 +74,8 @@ class Driver:
                 pass
         except Gone:
             pass
+        finally:
+            self._done()
 
     def _turn(self) -> bool:
         """Handles one command, or takes one step if that comes first; False at the end."""
@@ -55,7 +84,7 @@ class Driver:
         try:
             message = self._commands.get(timeout=rest)
         except Empty:
-            self._due = max(self._due + session.period, time.monotonic() - LATE)
+            self._due = max(self._due + session.period, time.monotonic() - self._late)
             if not self._do(session.advance):
                 session.running = False  # a policy that cannot act is not asked ten times a second
             return True

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
-from visuomotor.errors import CheckpointError, mismatch
-from visuomotor.policy.checkpoint import find_policy, load_policy
+import torch
+
+from visuomotor.config import FLOW, DiffusionConfig
+from visuomotor.errors import CheckpointError, VisuomotorError, mismatch
+from visuomotor.policy.checkpoint import EXPORT, find_policy, load_policy, read_config
 from visuomotor.policy.device import choose_device
-from visuomotor.policy.diffusion import DiffusionPolicy
+from visuomotor.policy.diffusion import DiffusionModel, DiffusionPolicy
 
 SHIPPED = ("pusht-keypoints-small", "pusht-image-small")
 
@@ -17,6 +21,7 @@ class Policies:
 
     Attributes:
         names: Their names, the first one's first.
+        device: Where they run.
         lock: Held while a policy plans: what the network finds on its way is read off it, one plan at a time.
 
     Args:
@@ -30,9 +35,10 @@ class Policies:
     def __init__(self, sources: Sequence[str] = (), device: str = "auto"):
         for source in sources:
             find_policy(source)  # a name that is misspelt is told before a page opens
-        self._device = choose_device(device)
+        self.device = choose_device(device)
         self._sources = {_name(source): source for source in dict.fromkeys([*sources, *SHIPPED])}
         self._opened: dict[str, DiffusionPolicy] = {}
+        self._networks: dict[str, Any] = {}
         self.names = list(self._sources)
         self.lock = Lock()
 
@@ -48,8 +54,45 @@ class Policies:
             raise CheckpointError(mismatch("policy", f"one of {self.names}", repr(name), advice))
         with self.lock:
             if name not in self._opened:
-                self._opened[name] = load_policy(self._sources[name], device=self._device)
+                self._opened[name] = load_policy(self._sources[name], device=self.device)
             return self._opened[name]
+
+    def add(self, source: str) -> None:
+        """Takes in a policy's or a run's folder; one that is there already is opened anew when it is next asked for."""
+        name = _name(source)
+        with self.lock:
+            self._sources[name] = source
+            self._opened.pop(name, None)
+            self.names = list(self._sources)
+
+    def source(self, name: str) -> str:
+        """What `load_policy` takes for a name."""
+        return self._sources[name]
+
+    def like(self, config: DiffusionConfig) -> list[str]:
+        """Names of those whose weights a policy of this config can begin with."""
+        wanted, found = _network(config), []
+        for name in self.names:
+            if name not in self._networks:
+                self._networks[name] = self._network_of(name)
+            if self._networks[name] == wanted:
+                found.append(name)
+        return found
+
+    def _network_of(self, name: str) -> Any:
+        try:
+            folder = find_policy(self._sources[name])
+            return None if (folder / EXPORT).is_file() else _network(read_config(folder))
+        except VisuomotorError:
+            return None  # it is damaged, which `open` tells whoever wants to watch it
+
+
+def _network(config: DiffusionConfig) -> Any:
+    """What has to be the same: the shapes of all weights, and what they were trained to predict."""
+    with torch.device("meta"):
+        model = DiffusionModel(config, pretrained=False)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return shapes, config.prediction_type, config.noise_scheduler_type == FLOW
 
 
 def _name(source: str) -> str:

@@ -1,6 +1,5 @@
 """`visuomotor studio`: takes a port, tells the address, opens a browser, and serves until a signal."""
 
-import ipaddress
 import os
 import secrets
 import socket
@@ -8,17 +7,24 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import quote
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from visuomotor.errors import ConfigError, mismatch
+from visuomotor.listening import TOKEN, address, check_port, is_local
+from visuomotor.policy.checkpoint import checkpoints
 from visuomotor.studio.app import Studio
+from visuomotor.studio.comparing import Comparing
 from visuomotor.studio.policies import Policies
+from visuomotor.studio.recorder import FOLDER
+from visuomotor.studio.replays import Replays
+from visuomotor.studio.reports import Reports, given
 from visuomotor.studio.sources import Sources
+from visuomotor.studio.training import RUNS
 
-TOKEN = "VISUOMOTOR_TOKEN"
 LONGEST = 2**16
 """Bytes of a message from a page."""
 
@@ -26,6 +32,9 @@ LONGEST = 2**16
 def studio(
     policy: Sequence[str] = (),
     data: Sequence[str] = (),
+    reports: Sequence[str] = (),
+    recordings: str = FOLDER,
+    runs: str | Path = RUNS,
     *,
     host: str = "127.0.0.1",
     port: int = 8766,
@@ -37,6 +46,10 @@ def studio(
     Args:
         policy: Policies to watch, each as for `load_policy`; those that ship with Visuomotor follow.
         data: Data sets to look at, each as for `load_dataset`; the bundled demonstrations follow.
+        reports: Evaluations to compare: folders that `visuomotor eval` wrote, or that hold such. None takes `outputs`
+            in the working directory, if there is one.
+        recordings: The folder of the data set that is recorded into; made when the first episode is kept.
+        runs: The folder that is trained in, a folder each; policies that were trained there before come last.
         host: Where to listen. Anything but this machine asks for the token in VISUOMOTOR_TOKEN, or one that is made.
         port: 0 takes a free one.
         browser: Open the page in the user's browser.
@@ -46,17 +59,21 @@ def studio(
         ConfigError: The port is taken or no port, or there is no such host here.
         CheckpointError: A policy is nowhere to be found.
     """
-    local = _is_local(host)
+    local = is_local(host)
     token = None if local else os.environ.get(TOKEN, "").strip() or secrets.token_urlsafe(24)
-    application = Studio(Policies(policy, device), Sources(data)).app(local, token)
+    policies = Policies(policy, device)
+    for run in sorted(Path(runs).glob("*")):
+        if checkpoints(run):
+            policies.add(str(run))
+    comparing = Comparing(Reports(given(reports)), Replays(device))
+    application = Studio(policies, Sources(data), comparing, recordings=recordings, runs=runs).app(local, token)
     listener = listen(host, port)
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listener.getsockname()[1]}/" + (f"?token={quote(token)}" if token else "")
+    page = address("http", host, listener.getsockname()[1]) + "/" + (f"?token={quote(token)}" if token else "")
     if token:
         print("warning: token and pages travel unencrypted; on a network you do not trust use ssh -L", file=sys.stderr)
-    print(f"studio:  {address}", flush=True)
+    print(f"studio:  {page}", flush=True)
     if browser:
-        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+        threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
     server(application).run(sockets=[listener])
 
 
@@ -66,7 +83,7 @@ def server(application: ASGIApp) -> uvicorn.Server:
         uvicorn.Config(
             application,
             log_level="warning",
-            lifespan="off",
+            lifespan="on",
             ws="websockets-sansio",
             ws_max_size=LONGEST,
             timeout_graceful_shutdown=2,
@@ -80,8 +97,7 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: The port is taken or no port, or there is no such host here.
     """
-    if not 0 <= port <= 65535:
-        raise ConfigError(mismatch("port", "0 to 65535", port, "8766 is usual"))
+    check_port(port, 8766)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family)
@@ -93,10 +109,3 @@ def listen(host: str, port: int) -> socket.socket:
         found = error.strerror or str(error)
         raise ConfigError(mismatch(f"{host}:{port}", "a free port", found, advice)) from error
     return listener
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from visuomotor.config import from_json
 from visuomotor.errors import ConfigError, mismatch
 from visuomotor.policy.diffusion import DiffusionPolicy
+from visuomotor.serialization import from_json
 from visuomotor.simulation.pusht import FPS, SUCCESS_COVERAGE
 from visuomotor.studio.plans import Plans, make_plans
 from visuomotor.studio.policies import Policies

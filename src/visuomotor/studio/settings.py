@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from visuomotor.config import STRICT, check_rules, from_json
+from visuomotor.config import STRICT, check_rules
 from visuomotor.errors import ConfigError, mismatch
+from visuomotor.serialization import from_json
 from visuomotor.studio.table import Thing
 
 SPEEDS = (0.25, 0.5, 1.0, 2.0, 0.0)

@@ -140,6 +140,13 @@ class Sources:
         self._opened: dict[int, Source] = {}
         self._lock = Lock()
 
+    def renew(self, name: str) -> None:
+        """Has a data set that has grown read again when it is next looked at; one that is new comes last."""
+        with self._lock:
+            if name not in self.names:
+                self.names.append(name)
+            self._opened.pop(self.names.index(name), None)
+
     def open(self, number: int) -> Source:
         """One of them.
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from visuomotor.config import to_json
 from visuomotor.errors import ConfigError, mismatch
 from visuomotor.files import write_bytes
 from visuomotor.recipe import Recipe
+from visuomotor.serialization import to_json
 
 
 class TensorBoard:

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from visuomotor.config import from_json, to_json
 from visuomotor.errors import CheckpointError, ConfigError, mismatch
 from visuomotor.files import atomic_folder, write_hashes, write_json
 from visuomotor.policy.checkpoint import checkpoints, read_json, save_policy, save_tensors
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.recipe import Recipe, TrainingConfig
+from visuomotor.serialization import from_json, to_json
 from visuomotor.training.average import WeightAverage
 from visuomotor.training.parts import Parts, write_parts
 from visuomotor.training.processes import Processes

@@ -21,8 +21,9 @@ from visuomotor.data.selection import load_selection, unconditioned
 from visuomotor.errors import DatasetError, mismatch
 from visuomotor.policy.checkpoint import load_policy, load_weights
 from visuomotor.policy.device import choose_device, is_cuda
-from visuomotor.policy.diffusion import DiffusionPolicy, Draws, Shared
+from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.policy.distillation import Halving
+from visuomotor.policy.draws import Draws, Shared
 from visuomotor.policy.normalization import Statistics
 from visuomotor.policy.transformer import DiffusionTransformer
 from visuomotor.policy.unet import ConditionalUnet1d
@@ -140,9 +141,10 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
             mirrored = (
                 torch.rand(config.batch_size, generator=generator) < 0.5 if config.augmentation != "none" else None
             )
-            draws, batch = policy.draw(config.batch_size, generator, config.noise_draws), []
+            draws = policy.draw(config.batch_size, generator, config.noise_draws)
+            anchors, batch = order.batch(step), []
             for part in processes.parts:
-                rows, shared = order.batch(step)[part], None
+                rows, shared = anchors[part], None
                 if config.consecutive_windows > 1:
                     frames, _ = dataset.windows(rows, {"frames": recipe.policy.observation_steps})["frames"]
                     shared = Shared(*map(torch.from_numpy, shared_frames(rows, frames)))

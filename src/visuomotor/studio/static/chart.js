@@ -20,11 +20,11 @@ export function ticks(low, high, count = 4) {
 export class Chart {
   /**
    * @param {string} label what it shows, for those who do not see it
-   * @param {{height?: number, x?: string, low?: number, high?: number}} settings its height, what stands below its
-   *   axis, and what the vertical axis reaches in any case
+   * @param {{height?: number, x?: string, low?: number, high?: number, label?: (value: number) => string}} settings its
+   *   height, what stands below its axis, what the vertical axis reaches in any case, and how its numbers are written
    */
   constructor(label, settings = {}) {
-    this.settings = { height: 150, x: "", ...settings };
+    this.settings = { height: 150, x: "", label: short, ...settings };
     this.drawing = s("svg", { role: "img", "aria-label": label });
     this.element = h("div", { class: "chart" }, this.drawing);
     this.content = { lines: [] };
@@ -73,7 +73,7 @@ export class Chart {
     }
     for (const value of rows) {
       const beside = { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" };
-      parts.push(across("grid", value), s("text", beside, short(value)));
+      parts.push(across("grid", value), s("text", beside, this.settings.label(value)));
     }
     const below = ticks(...this.ends, Math.max(2, Math.floor(this.width / 90)));
     for (const value of below) {

@@ -46,9 +46,9 @@ export function number(value, least, most, changed) {
   return control;
 }
 
-/** What the studio answers to GET; its own words where it refuses. */
-export async function ask(address) {
-  const answer = await fetch(address);
+/** What the studio answers to GET; its own words where it refuses. An AbortSignal may give it up. */
+export async function ask(address, signal) {
+  const answer = await fetch(address, { signal });
   const isJson = answer.headers.get("content-type")?.startsWith("application/json");
   const content = isJson ? await answer.json() : await answer.text();
   if (!answer.ok) throw new Error(content.error ?? String(content).trim());

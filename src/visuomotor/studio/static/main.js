@@ -1,10 +1,17 @@
 // The frame around the pages: which one is open, what went wrong, whether the studio can be reached.
 
 import { ask, h } from "./dom.js";
+import * as compare from "./compare.js";
 import * as data from "./data.js";
+import * as record from "./record.js";
 import * as watch from "./watch.js";
 
-const PAGES = { watch: { title: "Watch", open: watch.open }, data: { title: "Data", open: data.open } };
+const PAGES = {
+  watch: { title: "Watch", open: watch.open },
+  record: { title: "Record", open: record.open },
+  data: { title: "Data", open: data.open },
+  compare: { title: "Compare", open: compare.open },
+};
 
 const main = document.querySelector("main");
 const notice = document.querySelector("#notice");

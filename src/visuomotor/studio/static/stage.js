@@ -125,7 +125,8 @@ function legend() {
   return texts.map((text, index) => h("span", { class: `key key${index}` }, text));
 }
 
-function cross(pen, colours, [x, y], scale) {
+/** Where the agent is told to go. */
+export function cross(pen, colours, [x, y], scale) {
   const arm = 5 * scale;
   stroke(pen, [[x - arm, y], [x + arm, y]], colours.ink, 1.5 * scale);
   stroke(pen, [[x, y - arm], [x, y + arm]], colours.ink, 1.5 * scale);

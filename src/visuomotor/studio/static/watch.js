@@ -9,13 +9,14 @@ import { h } from "./dom.js";
 import { Grid } from "./grid.js";
 import { Stage } from "./stage.js";
 
-/** Opens the page in an element; what it returns closes it. */
-export function open(root, { about, tell, connected }) {
+/** Opens the page in an element; what it returns closes it. `path` may name the policy. */
+export function open(root, { about, tell, connected, path }) {
   let config = null; // of the policy, as the studio told it
   let plan = null;
   let lost = false;
   let refused = false;
-  let asked = { policy: about.policies[0], seed: 300011 }; // the settings in force, and those of a new connection
+  // the settings in force, and those of a new connection
+  let asked = { policy: path[0] || about.policies[0], seed: 300011 };
 
   const send = (type, content) => connection.send(type, content);
   const set = (changes) => send("settings", { ...asked, ...changes });
