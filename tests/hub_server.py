@@ -114,8 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self, wanted: dict[str, Any]) -> None:
         name = f"{wanted['organization']}/{wanted['name']}"
         folder = self.hub.folder / f"{wanted.get('type', 'model')}s" / name / "main"
-        self._answer({"url": f"{self.hub.endpoint}/{name}"}, 409 if folder.exists() else 200)
+        status = 409 if folder.exists() else 200
         folder.mkdir(parents=True, exist_ok=True)
+        self._answer({"url": f"{self.hub.endpoint}/{name}"}, status)
 
     def _preupload(self, folder: Path, name: str) -> None:
         wanted = [file["path"] for file in json.loads(self.body)["files"]]

@@ -25,7 +25,7 @@ def shown(cell: nbformat.NotebookNode) -> tuple[str, int]:
 def test_it_runs_and_shows_what_is_committed():
     committed = nbformat.read(FILE, as_version=4)
     executed = nbformat.read(FILE, as_version=4)
-    client = NotebookClient(executed, timeout=600, startup_timeout=120, kernel_name="python3")
+    client = NotebookClient(executed, timeout=1800, startup_timeout=120, kernel_name="python3")
     client.execute()  # an error, or an assert that does not hold, is raised here
     for cell, before in zip(code_cells(executed), code_cells(committed), strict=True):
         assert shown(cell) == shown(before), cell.source

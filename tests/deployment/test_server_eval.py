@@ -4,6 +4,7 @@ import json
 from contextlib import nullcontext
 
 import pytest
+import torch
 
 from visuomotor.cli import main
 from visuomotor.errors import ConfigError
@@ -21,7 +22,7 @@ def test_a_shipped_policy_does_the_same_through_a_server(capsys, tmp_path):
     flags = ["--episodes", "3", "--seed", "100000", "--max-steps", "120", "--videos", "1", "--policy-batch", "3"]
     here, there = tmp_path / "here", tmp_path / "there"
     assert main(["eval", "pusht-keypoints-small", "--output", str(here), *flags]) == 0
-    with started("pusht-keypoints-small") as (_, url):
+    with started("pusht-keypoints-small", OMP_NUM_THREADS=str(torch.get_num_threads())) as (_, url):
         assert main(["eval", "--server", url, "--output", str(there), *flags]) == 0
     ours, theirs = (json.loads((folder / "eval.json").read_text()) for folder in (here, there))
     assert theirs["episodes"] == ours["episodes"]

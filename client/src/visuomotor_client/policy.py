@@ -238,8 +238,8 @@ class RemotePolicy:
                 max_size=MAX_REPLY,
             )
             self._connection = self._open.enter_context(opened)
+            self.metadata = Metadata.read(unpack(self._connection.recv(self.timeout)))  # or why the server refuses
             _limit_sending(opened.socket, self.timeout)
-            self.metadata = Metadata.read(unpack(self._connection.recv(self.timeout)))
         except InvalidStatus as error:
             self.close()
             said = (error.response.body or b"").decode(errors="replace").strip()
