@@ -111,10 +111,10 @@ def test_a_client_that_asks_nothing_is_sent_away_and_comes_back_with_its_next_ep
 
 
 def test_a_request_that_waits_too_long_is_given_up():
-    with running(request_timeout=0.3) as server, RemotePolicy(server.url) as remote:
+    with running(request_timeout=3) as server, RemotePolicy(server.url) as remote:
         (step,) = observations(server.policy.config, 1)
         server.policy.go.clear()
-        with pytest.raises(RequestRefused, match=r"chunk: expected a chunk within 0\.3 s, got none"):
+        with pytest.raises(RequestRefused, match=r"chunk: expected a chunk within 3 s, got none"):
             remote.select_action(step)
         server.policy.go.set()
         remote.reset(1)
@@ -123,10 +123,10 @@ def test_a_request_that_waits_too_long_is_given_up():
 
 
 def test_a_client_has_a_patience_of_its_own():
-    with running() as server, RemotePolicy(server.url, timeout=0.5) as remote:
+    with running() as server, RemotePolicy(server.url, timeout=3) as remote:
         (step,) = observations(server.policy.config, 1)
         server.policy.go.clear()
-        with pytest.raises(ConnectionLost, match=r"expected an answer, got none in 0\.5 s; call reset\(\)"):
+        with pytest.raises(ConnectionLost, match=r"expected an answer, got none in 3 s; call reset\(\)"):
             remote.select_action(step)
         with pytest.raises(ConnectionLost, match=r"expected a connection, got none; call reset\(\)"):
             remote.select_action(step)
