@@ -183,7 +183,7 @@ def serve(arguments: list[str]) -> None:
 
 
 def studio(arguments: list[str]) -> None:
-    """Open a local page: watch a policy and push back, record demonstrations, look at them."""
+    """Open a local page: watch a policy and push back, record demonstrations, train on them, compare evaluations."""
     options = parse(StudioOptions(), "studio", arguments, str(studio.__doc__))
 
     try:

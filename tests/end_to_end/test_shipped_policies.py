@@ -13,7 +13,7 @@ from visuomotor.policy.lerobot_export import save_lerobot
 from visuomotor.simulation.pusht import observe
 from visuomotor.simulation.rollout import rollout
 
-NAMES = ["pusht-image-small", "pusht-keypoints-improved", "pusht-keypoints-small"]
+NAMES = ["pusht-image-improved", "pusht-image-small", "pusht-keypoints-improved", "pusht-keypoints-small"]
 STATES = np.array([[[222.0, 97.0, 222.0, 381.0, 3.0], [230.0, 110.0, 222.0, 381.0, 3.0]]])  # (1, To, 5)
 
 

@@ -1,5 +1,6 @@
 """A studio that runs in a thread of the test, and a real browser to look at it with."""
 
+import json
 import shutil
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from websockets.sync.client import ClientConnection
 
 from visuomotor.data import bundled
 from visuomotor.studio.app import Studio
@@ -17,6 +19,8 @@ from visuomotor.studio.sources import Sources
 
 CHROMIUM = shutil.which("chromium")
 PATIENCE = 60_000  # milliseconds: the machine may be busy
+SIZES = {"laptop": (1280, 800), "tablet": (1024, 768), "upright": (768, 1024), "phone": (390, 844)}
+"""Of the screens that every page has to fit on."""
 
 
 @dataclass
@@ -45,6 +49,25 @@ class Serving:
         self._server.should_exit = True
         self._thread.join()
         self._listener.close()
+
+
+def hear(tab: ClientConnection, kind: str) -> dict[str, Any]:
+    """The next message of a kind; no error may come before."""
+    while True:
+        message = json.loads(tab.recv(timeout=120))
+        if message["type"] == kind:
+            return message
+        assert message["type"] != "error", message
+
+
+@pytest.fixture(scope="package", autouse=True)
+def no_folders_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A studio that is given no folders has empty ones, and not those in the working directory."""
+    folder = tmp_path_factory.mktemp("folders")
+    own = {"recordings": str(folder / "recordings"), "runs": folder / "runs"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Studio.__init__, "__kwdefaults__", own)
+        yield
 
 
 @pytest.fixture(scope="package")

@@ -10,13 +10,16 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 from PIL import Image
+from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
 from visuomotor.simulation.pusht import render_states
 from visuomotor.studio import app
+from visuomotor.studio.driver import Gone
 from visuomotor.studio.policies import SHIPPED
+from visuomotor.studio.session import Session
 
-from .conftest import Running
+from .conftest import Running, hear
 
 SETTINGS = {"seed": 3, "noise_scheduler_type": "DDIM", "num_inference_steps": 2, "speed": 0}
 
@@ -29,15 +32,6 @@ def tab(running: Running) -> Iterator[ClientConnection]:
 
 def send(tab: ClientConnection, kind: str, **content: Any) -> None:
     tab.send(json.dumps({"type": kind, **content}))
-
-
-def hear(tab: ClientConnection, kind: str) -> dict[str, Any]:
-    """The next message of a kind; no error may come before."""
-    while True:
-        message = json.loads(tab.recv(timeout=120))
-        if message["type"] == kind:
-            return message
-        assert message["type"] != "error", message
 
 
 def test_what_there_is(running: Running):
@@ -91,6 +85,31 @@ def test_nonsense_is_one_line_and_the_tab_stays(tab, text):
     assert "\n" not in said
     send(tab, "settings", **SETTINGS)
     hear(tab, "settings")
+
+
+def test_what_nobody_foresaw_is_one_line_too_and_the_tab_stays(tab, monkeypatch, caplog):
+    def broken(*_: Any) -> None:
+        raise ArithmeticError("of a\nkind of its own")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "handle", broken)
+        send(tab, "run")
+        assert hear(tab, "error")["text"] == "unexpected ArithmeticError: of a kind of its own"
+        assert not hear(tab, "frame")["running"]
+    assert "Traceback" in caplog.text  # the terminal has the rest
+    send(tab, "settings", **SETTINGS)
+    hear(tab, "settings")
+
+
+def test_a_tab_that_nobody_would_answer_any_more_is_closed(running: Running, tab, monkeypatch):
+    def gone(*_: Any) -> None:
+        raise Gone
+
+    monkeypatch.setattr(Session, "handle", gone)
+    send(tab, "run")
+    with pytest.raises(ConnectionClosedError) as closed:
+        tab.recv(timeout=60)
+    assert closed.value.rcvd.code == 1011
 
 
 def test_more_tabs_than_there_is_room_for_are_told(running: Running, tab, monkeypatch):

@@ -20,12 +20,12 @@ from visuomotor.studio.comparing import Comparing
 from visuomotor.studio.reports import Reports
 from visuomotor.studio.sources import Sources
 
-from .conftest import Serving
+from .conftest import SIZES, Serving
 from .measured import EPISODES, STEPS, measured
 
 pytestmark = pytest.mark.slow
 NAMES = list(STEPS)
-PLACES = "(figure) => ({source: figure.dataset.source, frame: Number(figure.dataset.frame)})"
+FRAMES = "(figures) => figures.map((figure) => Number(figure.dataset.frame))"
 PICTURE = """(seen) => {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [seen.videoWidth ?? seen.width, seen.videoHeight ?? seen.height];
@@ -66,10 +66,6 @@ def shows(page, source: str, frame: int) -> None:
         "(one) => one.dataset.source === source && Number(one.dataset.frame) === frame)",
         arg=[source, frame],
     )
-
-
-def places(page) -> list[dict[str, Any]]:
-    return [figure.evaluate(PLACES) for figure in page.query_selector_all(".pair figure")]
 
 
 def picture(element) -> np.ndarray:
@@ -151,7 +147,7 @@ def test_the_two_videos_of_a_flipped_seed_go_in_step_and_show_the_frame_asked_fo
             assert int(np.argmin(away)) == step - 1
     page.get_by_role("button", name="Play", exact=True).click()
     page.wait_for_function(BEYOND, arg=35)
-    first, second = (place["frame"] for place in places(page))
+    first, second = page.eval_on_selector_all(".pair figure", FRAMES)  # at once: it plays
     assert abs(first - second) <= 3
     page.get_by_role("button", name="Pause", exact=True).click()
     step = int(page.get_by_label("Step", exact=True).input_value())
@@ -225,9 +221,28 @@ def test_a_damaged_report_and_one_of_other_seeds_are_said_in_a_line(page, polici
         assert "there is no pair to be played" in page.inner_text(".pair")
 
 
-@pytest.mark.parametrize("size", [(1280, 800), (1024, 768), (768, 1024)])
+@pytest.mark.parametrize(
+    ("solved", "said"),
+    [
+        (5, "Not enough to tell them apart: the 6 seeds of both; equally good policies would differ as much in 6.3"),
+        (6, "Over the 6 seeds of both B is better; equally good policies would differ as much in 3.1"),
+    ],
+)
+def test_a_policy_is_better_where_chance_alone_would_hardly_do_it(page, policies, tmp_path, contents, solved, said):
+    for name, count in (("a", 0), ("b", solved)):  # an interval of the difference excludes none in both cases
+        episodes = [one | {"success": number < count} for number, one in enumerate(contents["four"]["episodes"])]
+        content = contents["four"] | {"episodes": episodes, "success_rate": count / EPISODES}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "eval.json").write_text(json.dumps(content))
+    with closing(Serving(Studio(policies, Sources(), Comparing(Reports([str(tmp_path)]))).app())) as serving:
+        opened(page, f"http://127.0.0.1:{serving.port}", "0/1")
+        assert said in page.inner_text(".verdict .apart")
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_nothing_is_wider_than_the_screen(page, address, contents, size):
-    page.set_viewport_size({"width": size[0], "height": size[1]})
+    width, height = SIZES[size]
+    page.set_viewport_size({"width": width, "height": height})
     opened(page, address, f"0/1/{contents['four']['episodes'][0]['seed']}")
     page.wait_for_selector(".pair figure[data-frame]")
-    assert page.evaluate("document.documentElement.scrollWidth") == size[0]
+    assert page.evaluate("document.documentElement.scrollWidth") == width

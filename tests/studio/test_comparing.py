@@ -7,7 +7,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -250,28 +250,51 @@ def test_a_rollout_is_given_up_in_its_middle(folder, contents):
 class Waiting(Replays):
     """Rolls nothing out, but notes that the page has left."""
 
-    left = False
+    begun = left = False
 
     def episode(self, report: Report, seed: int, stopped: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-        end = time.monotonic() + 60
+        self.begun, end = True, time.monotonic() + 60
         while not stopped() and time.monotonic() < end:
             time.sleep(0.02)
         self.left = stopped()
         raise Stopped
 
 
+@contextmanager
+def waiting_page(port: int) -> Iterator[None]:
+    with socket.create_connection(("127.0.0.1", port)) as page:
+        page.sendall(f"GET /api/reports/0/replays/{FIRST} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        yield
+
+
+def soon(there: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 30
+    while not there() and time.monotonic() < end:
+        time.sleep(0.02)
+    return there()
+
+
 def test_a_page_that_leaves_stops_its_rollout(contents, serve, tmp_path):
     written(tmp_path / "a", contents["four"])
     replays = Waiting("cpu")
     port = int(serve(tmp_path, replays=replays).split(":")[2].split("/")[0])
-    with socket.create_connection(("127.0.0.1", port)) as page:
-        page.sendall(f"GET /api/reports/0/replays/{FIRST} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+    with waiting_page(port):
+        assert soon(lambda: replays.begun)
         time.sleep(0.5)
         assert not replays.left
-    end = time.monotonic() + 30
-    while not replays.left and time.monotonic() < end:
-        time.sleep(0.02)
-    assert replays.left
+    assert soon(lambda: replays.left)
+
+
+def test_the_studio_ends_without_waiting_for_a_rollout(contents, policies, tmp_path, capfd):
+    written(tmp_path / "a", contents["four"])
+    replays = Waiting("cpu")
+    comparing = Comparing(Reports([str(tmp_path)]), replays)
+    serving = Serving(Studio(policies, Sources(), comparing).app())
+    with closing(serving), waiting_page(serving.port):
+        assert soon(lambda: replays.begun)
+        serving.close()
+        assert soon(lambda: replays.left)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def damaged(content: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -290,6 +313,7 @@ def damaged(content: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (lambda one: damaged(one, mean_max_reward=math.nan), "mean_max_reward: expected a finite number"),
         (lambda one: damaged(one, success_rate_interval=[0.9, 0.1]), "success_rate_interval: expected two ends"),
         (lambda one: damaged(one, settings="none"), "settings: expected"),
+        (lambda one: damaged(one, versions={"torch": math.nan}), "versions.torch: expected a valid string, got nan"),
         (lambda one: changed(one, policy_batch=10**9), "policy_batch: expected 1 to 99999"),
     ],
 )
@@ -324,7 +348,8 @@ def test_nothing_outside_the_folders_is_served(contents, serve, tmp_path):
     assert refusal(f"{address}/1") == reports[1]["error"]
     assert refusal(f"{address}/0/videos/{FIRST}").endswith(line)
     assert refusal(f"{address}/2").startswith("report: expected 0 to 1, got 2")
-    for path in ("/..%2F..%2Foutside", "/0/videos/..%2F..%2Foutside%2Fsecret.mp4", "/outside"):
+    strange = ("/..%2F..%2Foutside", "/0/videos/..%2F..%2Foutside%2Fsecret.mp4", "/outside")
+    for path in (*strange, f"/{'9' * 5000}", f"/0/against/{'9' * 5000}", f"/0/videos/{'9' * 5000}"):
         with pytest.raises(HTTPError) as refused:
             urlopen(address + path)
         assert refused.value.code == 404
@@ -338,6 +363,17 @@ def test_a_report_that_is_written_later_is_found_and_the_others_keep_their_numbe
     assert [report["name"] for report in get(address)["reports"]] == [str(tmp_path / "m")]
     os.rename(tmp_path / ".a.0123.tmp", tmp_path / "a")
     assert [report["name"] for report in get(address)["reports"]] == [str(tmp_path / name) for name in "ma"]
+
+
+def test_a_report_that_is_deleted_is_left_out_and_the_others_keep_their_numbers(contents, serve, tmp_path):
+    numbers = {str(tmp_path / name): number for number, name in enumerate(["a", "b", "b/below/it"])}
+    for name in numbers:
+        written(Path(name), contents["four"])
+    address = serve(tmp_path)
+    assert {report["name"]: report["number"] for report in get(address)["reports"]} == numbers
+    shutil.rmtree(tmp_path / "a")
+    del numbers[str(tmp_path / "a")]
+    assert {report["name"]: report["number"] for report in get(address)["reports"]} == numbers
 
 
 def test_without_folders_those_below_outputs_are_taken(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from visuomotor.studio.app import Studio
 from visuomotor.studio.sources import Sources
 
-from .conftest import Running, Serving
+from .conftest import SIZES, Running, Serving
 
 pytestmark = pytest.mark.slow
 
@@ -68,9 +68,10 @@ def test_a_damaged_source_is_one_line_and_others_stay_open(page, policies, tmp_p
     page.said.clear()
 
 
-@pytest.mark.parametrize("size", [(1280, 800), (820, 1180)])
+@pytest.mark.parametrize("size", SIZES)
 def test_nothing_is_wider_than_the_screen(page, running: Running, size):
-    page.set_viewport_size({"width": size[0], "height": size[1]})
+    width, height = SIZES[size]
+    page.set_viewport_size({"width": width, "height": height})
     page.goto(f"{running.address}/#/data/0/0/12")
     looked_at(page, 12)
-    assert page.evaluate("document.documentElement.scrollWidth") == size[0]
+    assert page.evaluate("document.documentElement.scrollWidth") == width

@@ -14,12 +14,18 @@ from visuomotor.studio.app import Studio
 from visuomotor.studio.recording import Recording
 from visuomotor.studio.sources import Sources
 
-from .conftest import PATIENCE, Running, Serving
+from .conftest import PATIENCE, SIZES, Running, Serving
 from .test_recording import fits, solve
 
 pytestmark = pytest.mark.slow
 SEED = 1_000_000
-SIZES = {"laptop": (1280, 800), "tablet": (1024, 768), "upright": (768, 1024)}
+SOCKETS = """window.sockets = [];
+window.WebSocket = class extends WebSocket {
+  constructor(...all) {
+    super(...all);
+    sockets.push(this);
+  }
+};"""
 
 
 @pytest.fixture
@@ -178,8 +184,17 @@ def test_a_seed_is_chosen_and_its_keys_are_its_own(running, page):
     assert session.episode.steps >= 8
     seed.fill("1000500")
     seed.press("Enter")
+    page.locator("#notice", has_text="seed 1000500 is for the next one").wait_for()
+    page.get_by_role("button", name="Retry").click()
+    state(page, "ready", SEED)
+    drive(page, session)
+    page.get_by_role("button", name="Discard").click()
     state(page, "ready", 1_000_500)
     assert session.episode.seed == 1_000_500
+    assert page.locator("#notice").is_hidden()
+    seed.fill("")
+    seed.press("Enter")
+    assert seed.input_value() == "1000500"
     seed.fill("7")  # one of the evaluation's
     seed.press("Enter")
     state(page, "ready", SEED)
@@ -195,7 +210,7 @@ def test_a_finger_drives_too(running, chromium, folder):
     touch = context.new_cdp_session(page)
 
     def finger(kind: str, *places: tuple[float, float]) -> None:
-        points = [{"x": x, "y": y} for x, y in (on_screen(page, place) for place in places)]
+        points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(on_screen(page, p) for p in places)]
         touch.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
 
     x, y = session.episode.states[0][:2]
@@ -204,6 +219,10 @@ def test_a_finger_drives_too(running, chromium, folder):
     assert session.episode.steps == 0
     finger("Move", (200, 300))
     driven(page, 6)
+    for others in ([(450, 450)], [(400, 450)], []):  # a second one comes, moves and goes
+        finger("Start" if (450, 450) in others else "Move", (200, 300), *others)
+        driven(page, session.episode.steps + 3)
+        np.testing.assert_allclose(session.episode.actions[-1], (200, 300), atol=1)
     finger("End")
     state(page, "paused")
     np.testing.assert_allclose(session.episode.actions[-1], (200, 300), atol=1)
@@ -256,6 +275,21 @@ def test_a_second_tab_is_told_and_goes_on_when_the_first_is_closed(running, page
     drive(page, running.studio.recordings[-1])
 
 
+def test_a_folder_that_was_refused_is_not_asked_for_again_under_the_hand(running, page):
+    page.add_init_script(SOCKETS)
+    running.studio._recorder.hold()
+    page.goto(f"{running.address}/#/record")
+    page.wait_for_selector("#notice:not([hidden])")
+    running.studio._recorder.release()
+    page.evaluate("sockets.find((one) => one.url.endsWith('/api/record')).close()")  # it comes back before it is asked
+    state(page, "ready")
+    session = running.studio.recordings[-1]
+    drive(page, session)
+    episode = session.episode
+    page.wait_for_timeout(3500)
+    assert session.episode is episode
+
+
 def test_the_set_of_another_robot_is_one_line(running, page, folder):
     action = {"dtype": "float32", "shape": (6,), "names": None}
     DatasetWriter.create(folder, 10, {"action": action}).finalize()
@@ -275,7 +309,7 @@ def test_the_table_is_as_large_as_the_screen_allows(running, page, size, scheme)
     opened(page, running)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     box = page.locator("#table").bounding_box()
-    assert box["width"] == box["height"] > 500
+    assert box["width"] == box["height"] > min(500, 0.85 * width)
     assert box["y"] + box["height"] <= height
     for name in ("Keep", "Retry", "Discard"):
         button = page.get_by_role("button", name=name).bounding_box()

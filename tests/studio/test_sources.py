@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 
 from visuomotor.data.dataset import Dataset, load_dataset, read
 from visuomotor.data.writer import DatasetWriter
+from visuomotor.studio import sources as sources_module
 from visuomotor.studio.app import Studio
 from visuomotor.studio.sources import LARGEST, Source, Sources
 
@@ -153,3 +155,36 @@ def test_what_there_is_not_is_one_line(address, path, said):
     error = json.load(refused.value)["error"]
     assert said in error
     assert "\n" not in error
+
+
+@pytest.mark.parametrize("path", [f"/{'9' * 5000}", f"/0/episodes/{'9' * 5000}"])
+def test_a_number_that_cannot_be_read_is_not_found(address, path):
+    with pytest.raises(HTTPError) as refused:
+        urlopen(address + path)
+    assert refused.value.code == 404
+
+
+def test_what_is_recorded_does_not_wait_for_what_is_read(recorded, monkeypatch):
+    begun, go_on, found = threading.Event(), threading.Event(), []
+
+    def slowly(name: str) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return read(name)
+
+    monkeypatch.setattr(sources_module, "read", slowly)
+    sources = Sources([str(recorded)])
+    pages = [threading.Thread(target=lambda: found.append(sources.open(0))) for _ in range(2)]
+    for page in pages:
+        page.start()
+    assert begun.wait(60)
+    recording = threading.Thread(target=lambda: (sources.renew("mine"), sources.renew(str(recorded))), daemon=True)
+    recording.start()
+    recording.join(10)
+    assert not recording.is_alive()
+    go_on.set()
+    for page in pages:
+        page.join(60)
+    again = sources.open(0)
+    assert sources.open(0) is again
+    assert again not in found  # it had grown while it was read

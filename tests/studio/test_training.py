@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 from visuomotor.data import bundled
 from visuomotor.errors import ConfigError, VisuomotorError
@@ -22,9 +23,11 @@ from visuomotor.studio.policies import SHIPPED, Policies
 from visuomotor.studio.sources import Sources
 from visuomotor.studio.training import Asked, Following, Training
 
+from .conftest import hear
 from .test_serving import started
 
 TINY = {"preset": "debug", "steps": 4, "held_out": 2}
+LONG = 60  # steps: it is stopped before, and each has a line
 
 
 @pytest.fixture
@@ -193,21 +196,21 @@ def test_it_is_followed_to_its_end_by_every_tab(training: Training, data: str, r
 @pytest.mark.slow
 def test_it_stops_and_goes_on_as_if_it_had_not(training: Training, data: str, runs: Path):
     tab = Following(training)
-    list(tab.handle({"type": "start", "data": [data], **TINY, "steps": 40, "held_out": 0}))
+    list(tab.handle({"type": "start", "data": [data], **TINY, "steps": LONG, "held_out": 0}))
     until(training, lambda: len(training.lines) >= 2)
     list(tab.handle({"type": "stop"}))
     assert training.state == "stopping"
     training.stop()  # a second signal would end it unsaved
     until(training, lambda: training.state == "stopped")
     done = training.lines[-1]["step"]
-    assert 2 <= done < 40
+    assert 2 <= done < LONG
     assert training.status()["policy"] == str(training.run)
     list(tab.handle({"type": "resume"}))
     assert (training.state, training.status()["left"]) == ("running", None)  # no line tells how fast it is now
     until(training, lambda: training.state == "done")
     (run,) = runs.iterdir()
     assert training.lines == metrics(run)
-    assert [line["step"] for line in training.lines] == [*range(1, 41)]
+    assert [line["step"] for line in training.lines] == [*range(1, LONG + 1)]
     (message,) = tab.advance()  # the file was written anew
     assert message["first"] == 0
     assert message["lines"] == metrics(run)
@@ -215,7 +218,7 @@ def test_it_stops_and_goes_on_as_if_it_had_not(training: Training, data: str, ru
 
 @pytest.mark.slow
 def test_one_that_is_killed_is_told_and_goes_on(training: Training):
-    training.start(asked(training, steps=40, held_out=0))
+    training.start(asked(training, steps=LONG, held_out=0))
     until(training, lambda: bool(training.lines))
     training._process.kill()
     until(training, lambda: training.state == "failed")
@@ -226,7 +229,48 @@ def test_one_that_is_killed_is_told_and_goes_on(training: Training):
     training.go_on()
     assert training.error == ""
     until(training, lambda: training.state == "done")
-    assert [line["step"] for line in training.lines] == [*range(1, 41)]
+    assert [line["step"] for line in training.lines] == [*range(1, LONG + 1)]
+
+
+@pytest.fixture
+def launch(training: Training, tmp_path: Path) -> Callable[[str], None]:
+    """Launches a script as if it were `visuomotor train`."""
+
+    def begin(script: str) -> None:
+        training.run, training._command = tmp_path, [sys.executable, "-c", script]
+        training._launch()
+
+    return begin
+
+
+@pytest.mark.parametrize(("own", "given"), [(0, 10), (15, 15)])
+def test_it_never_goes_before_the_studio(launch, monkeypatch: pytest.MonkeyPatch, own: int, given: int):
+    told: list[int] = []
+    monkeypatch.setattr(os, "getpriority", lambda *_: own)
+    monkeypatch.setattr(os, "setpriority", lambda *what: told.append(what[-1]))
+    launch("")
+    assert told == [given]
+
+
+def test_one_whose_priority_cannot_be_set_is_followed_and_stopped(training, launch, monkeypatch: pytest.MonkeyPatch):
+    def forbidden(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    launch("import time; time.sleep(600)")
+    assert (training.state, training.error) == ("running", "")
+    training.stop()
+    until(training, lambda: training.state == "stopped")
+
+
+def test_what_it_said_before_it_went_on_is_kept(training, launch, tmp_path: Path):
+    launch("print('error: the disk is full'); exit(2)")
+    until(training, lambda: training.state == "failed")
+    assert training.error == "the disk is full"
+    launch("exit(3)")
+    until(training, lambda: training.state == "failed")
+    assert training.error == f"{tmp_path}: status 3"
+    assert training._log.read_text() == "error: the disk is full\n"
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
@@ -243,33 +287,28 @@ def test_no_run_takes_the_folder_of_another(training: Training, monkeypatch: pyt
     assert len(names) == 3
 
 
-def hear(tab: ClientConnection, kind: str) -> dict[str, Any]:
-    while True:
-        message = json.loads(tab.recv(timeout=120))
-        if message["type"] == kind:
-            return message
-
-
 @pytest.mark.slow
-def test_it_ends_with_the_studio_and_keeps_its_checkpoint(tmp_path: Path, data: str, runs: Path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_it_ends_with_the_studio_and_keeps_its_checkpoint(tmp_path: Path, data: str, runs: Path, number: int):
     earlier = runs / "earlier" / "checkpoints" / "step_000001"
     shutil.copytree(find_policy(SHIPPED[0]), earlier / "policy")
-    folders = ("--recordings", str(tmp_path / "recordings"), "--runs", str(runs))
-    with started("--data", data, *folders) as process:
+    with started(tmp_path, "--data", data) as process:
         port = process.stdout.readline().rpartition(":")[2].strip().strip("/")
         with connect(f"ws://127.0.0.1:{port}/api/train", max_size=2**24) as tab:
             assert hear(tab, "training")["state"] == "none"
             tab.send(json.dumps({"type": "start", "data": [data], **TINY, "steps": 10_000}))
-            while not (heard := hear(tab, "training"))["lines"]:
-                pass
+            lines = []
+            while not (heard := hear(tab, "training"))["policy"]:
+                lines += heard["lines"]
+            lines += heard["lines"]
             tab.send(json.dumps({"type": "start", "data": [data], **TINY}))
             assert hear(tab, "error")["text"].startswith("training: expected one at a time, got ")
             with connect(f"ws://127.0.0.1:{port}/api/train", max_size=2**24) as other:
-                assert hear(other, "training")["lines"][0] == heard["lines"][0]
+                assert hear(other, "training")["lines"][0] == lines[0]
         run = Path(heard["run"])
         with urlopen(f"http://127.0.0.1:{port}/api/about") as answer:
             assert json.load(answer)["policies"] == [*SHIPPED, str(runs / "earlier"), str(run)]
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, error = process.communicate(timeout=120)
     assert error == f"studio:  {run} saves its checkpoint\n"
     with pytest.raises(ProcessLookupError):

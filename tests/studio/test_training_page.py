@@ -12,13 +12,14 @@ import pytest
 from visuomotor.studio.app import Studio
 from visuomotor.studio.policies import SHIPPED, Policies
 from visuomotor.studio.sources import Sources
+from visuomotor.studio.training import Asked
 
-from .conftest import Running, Serving
+from .conftest import PATIENCE, SIZES, Running, Serving
 from .test_record_page import drive, opened, state
 from .test_training import metrics
 
 pytestmark = pytest.mark.slow
-SIZES = {"laptop": (1280, 800), "tablet": (1024, 768), "upright": (768, 1024)}
+STEPS = 300  # so many that the page is loaded again and the training stopped before they are done
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def choose(page, changes: dict[str, object]) -> None:
 
 
 def reaches(page, name: str) -> None:
-    page.locator(f'section[aria-label="Train"][data-state="{name}"]').wait_for()
+    page.locator(f'section[aria-label="Train"][data-state="{name}"]').wait_for(timeout=4 * PATIENCE)
 
 
 def drawn(found: Any, kind: str) -> np.ndarray:
@@ -84,33 +85,33 @@ def test_a_policy_is_trained_stopped_gone_on_with_and_watched(page, running: Run
     found = panel(page, running)
     assert found.get_by_label("Preset").input_value() == "pusht-keypoints-small"
     assert found.get_by_label("Begin with").input_value() == "pusht-keypoints-small"
-    choose(page, {"Preset": "debug", "Steps": 80, "Held out": 2})
+    choose(page, {"Preset": "debug", "Steps": STEPS, "Held out": 2})
     found.get_by_role("button", name="Start").click()
     found.locator("path.line[d*='L']").wait_for()
     page.reload()
     found.locator("path.line[d*='L']").wait_for()  # what came before is there again
     found.locator("fieldset:disabled:not([aria-busy])").get_by_label("Held out").wait_for()
     shown = [found.get_by_label(name, exact=True).input_value() for name in ("Data set", "Preset", "Steps", "Held out")]
-    assert shown == [data, "debug", "80", "2"]
+    assert shown == [data, "debug", str(STEPS), "2"]
     found.get_by_role("button", name="Stop").click()
     reaches(page, "stopped")
     training = running.studio.training
-    assert 2 <= training.lines[-1]["step"] < 80
+    assert 2 <= training.lines[-1]["step"] < STEPS
     found.get_by_role("button", name="Go on").click()
     reaches(page, "done")
 
     lines = metrics(training.run)
-    assert [line["step"] for line in lines] == [*range(1, 81)]
+    assert [line["step"] for line in lines] == [*range(1, STEPS + 1)]
     told: list[dict[str, Any]] = []
     for message in heard:
         if message["type"] == "training":
             told[message["first"] :] = message["lines"]
     assert told == lines
     for kind, name in (("line", "loss"), ("second", "validation_loss")):
-        expected = np.array([(line["step"] / 80, line[name]) for line in lines if line.get(name) is not None])
+        expected = np.array([(line["step"] / STEPS, line[name]) for line in lines if line.get(name) is not None])
         np.testing.assert_allclose(drawn(found, kind)[:, 0], expected[:, 0], atol=1e-3)
         np.testing.assert_allclose(drawn(found, kind)[:, 1], expected[:, 1], rtol=0.05)
-    assert f"step 80 of 80 · loss {lines[-1]['loss']:.3g}" in found.locator(".said").inner_text()
+    assert f"step {STEPS} of {STEPS} · loss {lines[-1]['loss']:.3g}" in found.locator(".said").inner_text()
 
     found.get_by_role("link", name="Watch it").click()
     page.wait_for_selector('.transport[data-state="paused"]')
@@ -138,6 +139,28 @@ def test_what_was_recorded_is_what_is_proposed(page, running: Running, tmp_path:
     assert json.loads((training.run / "config.json").read_text())["source"] == mine
     choose(page, {"Together with": "pusht-demonstrations"})
     found.get_by_text(re.compile(r"^241 episodes, ")).wait_for()
+
+
+def test_what_was_chosen_stays_while_episodes_are_kept(page, running: Running, data: str, tmp_path: Path):
+    def keep(number: int) -> None:
+        drive(page, running.studio.recordings[-1])
+        page.keyboard.press("k")
+        state(page, "ready", 1_000_000 + number)
+
+    found, training, mine = panel(page, running), running.studio.training, str(tmp_path / "mine")
+    training._asked, training.state = Asked((data,), "debug", 2), "running"  # as if another tab had started it
+    found.locator("fieldset:disabled").wait_for()
+    keep(1)
+    assert found.get_by_label("Data set").input_value() == data
+    training.state = "done"
+    found.get_by_text(re.compile(r"^1 episodes, ")).wait_for()
+    assert found.get_by_label("Data set").input_value() == mine
+    choose(page, {"Together with": data})
+    found.get_by_text(re.compile(r"^13 episodes, ")).wait_for()
+    choose(page, {"Held out": 3})
+    keep(2)
+    found.get_by_text(re.compile(r"^14 episodes, ")).wait_for()
+    assert found.get_by_label("Held out").input_value() == "3"
 
 
 def test_why_a_training_failed_stands_on_the_page(page, running: Running, broken: str):

@@ -4,9 +4,9 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import TimeoutError as TooLong
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,11 @@ class Studio:
         yield
         await asyncio.to_thread(self.training.close)
 
-    async def _drive(self, socket: WebSocket, session: Driven, tabs: list[Any], **clock: Any) -> None:
-        """One tab: what it says goes to its session, and what that has to tell comes back; `clock` as for `Driver`."""
+    async def _drive(
+        self, socket: WebSocket, session: Driven, tabs: list[Any], done: Callable[[], None] = lambda: None, **clock: Any
+    ) -> None:
+        """One tab: what it says goes to its session, and what that has to tell comes back; `done` and `clock` as for
+        `Driver`, whose end closes the tab's connection."""
         await socket.accept()
         if len(tabs) >= MOST_TABS:
             await socket.send_text(encode({"type": "error", "text": f"{MOST_TABS} tabs watch already: close one"}))
@@ -130,16 +133,38 @@ class Studio:
             except (WebSocketDisconnect, RuntimeError, TooLong) as error:
                 raise Gone from error
 
-        driver = Driver(session, tell, **clock)
+        over = loop.create_future()
+
+        def ended() -> None:
+            try:
+                done()
+            finally:
+                with suppress(RuntimeError):  # the studio has ended, and its loop
+                    loop.call_soon_threadsafe(over.set_result, None)
+
+        driver = Driver(session, tell, done=ended, **clock)
         tabs.append(session)
+        listening = asyncio.create_task(_listen(socket, driver))
         try:
-            while True:
-                driver.command(_decoded(await socket.receive_text()))
-        except WebSocketDisconnect:
-            pass
+            await asyncio.wait([listening, over], return_when=asyncio.FIRST_COMPLETED)
+            if listening.done():
+                listening.result()
+            else:
+                with suppress(WebSocketDisconnect, RuntimeError):  # the page may have left
+                    await socket.close(1011)
         finally:
+            listening.cancel()
             driver.close()
             tabs.remove(session)
+
+
+async def _listen(socket: WebSocket, driver: Driver) -> None:
+    """Passes on what a page says until it leaves."""
+    try:
+        while True:
+            driver.command(_decoded(await socket.receive_text()))
+    except WebSocketDisconnect:
+        pass
 
 
 def encode(message: Message) -> str:

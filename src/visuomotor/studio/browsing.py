@@ -7,6 +7,7 @@ from starlette.routing import Route
 from visuomotor.config import DiffusionConfig
 from visuomotor.data.inspection import inspect
 from visuomotor.errors import ConfigError, mismatch
+from visuomotor.studio.addresses import NUMBER
 from visuomotor.studio.sources import Source, Sources
 
 
@@ -22,7 +23,8 @@ class Browsing:
 
     def routes(self) -> list[Route]:
         """All of them."""
-        one, episode = "/api/data/{source:int}", "/api/data/{source:int}/episodes/{episode:int}"
+        one = f"/api/data/{{source:{NUMBER}}}"
+        episode = f"{one}/episodes/{{episode:{NUMBER}}}"
         return [
             Route(one, self._overview),
             Route(f"{one}/inspection", self._inspection),

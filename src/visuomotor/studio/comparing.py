@@ -9,11 +9,14 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from visuomotor.errors import CheckpointError, ConfigError, mismatch
+from visuomotor.studio.addresses import NUMBER
 from visuomotor.studio.replays import Replays, Stopped, command
 from visuomotor.studio.reports import Report, Reports, pair
 
 ATTENTION = 0.2
 """Seconds between two looks at whether a page still waits."""
+UNREAD = 499
+"""The status of what nobody reads, as nginx has it."""
 
 
 class Comparing:
@@ -29,13 +32,13 @@ class Comparing:
 
     def routes(self) -> list[Route]:
         """All of them."""
-        one = "/api/reports/{report:int}"
+        one = f"/api/reports/{{report:{NUMBER}}}"
         return [
             Route("/api/reports", self._list),
             Route(one, self._report),
-            Route(f"{one}/against/{{other:int}}", self._pair),
-            Route(f"{one}/videos/{{seed:int}}", self._video),
-            Route(f"{one}/replays/{{seed:int}}", self._replay),
+            Route(f"{one}/against/{{other:{NUMBER}}}", self._pair),
+            Route(f"{one}/videos/{{seed:{NUMBER}}}", self._video),
+            Route(f"{one}/replays/{{seed:{NUMBER}}}", self._replay),
         ]
 
     def _list(self, _: Request) -> Response:
@@ -62,14 +65,22 @@ class Comparing:
         seed, gone = request.path_params["seed"], Event()
         report = await run_in_threadpool(self._open, request)
         report.outcome(seed)
-        work = asyncio.create_task(run_in_threadpool(self._replays.episode, report, seed, gone.is_set))
-        while not (await asyncio.wait([work], timeout=ATTENTION))[0]:
-            if await request.is_disconnected():
-                gone.set()
+        work = asyncio.create_task(self._rolled(report, seed, gone))
         try:
-            return JSONResponse(await work)
+            while not (await asyncio.wait([work], timeout=ATTENTION))[0]:
+                if await request.is_disconnected():
+                    gone.set()
+            return await work
+        except asyncio.CancelledError:  # the studio ends
+            return Response(status_code=UNREAD)
+        finally:
+            gone.set()
+
+    async def _rolled(self, report: Report, seed: int, gone: Event) -> Response:
+        try:
+            return JSONResponse(await run_in_threadpool(self._replays.episode, report, seed, gone.is_set))
         except Stopped:
-            return Response(status_code=499)  # as nginx has it: nobody reads this
+            return Response(status_code=UNREAD)
         except (ConfigError, CheckpointError) as error:
             return _refused(error, command=command(report, seed))
 

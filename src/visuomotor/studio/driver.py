@@ -1,5 +1,6 @@
 """Drives a session in a thread of its own: commands as they come, steps as the clock has them."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from queue import Empty, Queue
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 from visuomotor.errors import VisuomotorError
 from visuomotor.studio.session import Message
 
+LOG = logging.getLogger("visuomotor.studio")
 LATE = 1.0
 """Seconds behind its clock after which a rollout gives up catching up."""
 
@@ -97,12 +99,18 @@ class Driver:
         return True
 
     def _do(self, act: Callable[[], Iterable[Message]]) -> bool:
-        """Whether it went well; what the user can mend, the page is told in one line."""
+        """Whether it went well; what did not, the page is told in one line."""
         try:
             for message in act():
                 self._tell(message)
-        except VisuomotorError as error:
-            self._tell({"type": "error", "text": " ".join(str(error).split())})
+        except Gone:
+            raise
+        except Exception as error:  # of whatever kind: a page that hears nothing more would wait for ever
+            text = str(error)
+            if not isinstance(error, VisuomotorError):
+                LOG.exception("studio session")
+                text = f"unexpected {type(error).__name__}: {text}"
+            self._tell({"type": "error", "text": " ".join(text.split())})
             self._tell(self._session.frame())
             return False
         return True

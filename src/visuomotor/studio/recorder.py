@@ -10,6 +10,7 @@ import numpy as np
 
 from visuomotor.config import Feature
 from visuomotor.data.bundled import SIZE
+from visuomotor.data.lerobot_meta import read_json
 from visuomotor.data.pusht import FPS, TASK
 from visuomotor.data.writer import DatasetWriter
 from visuomotor.data.writer_features import DEFAULTS
@@ -53,6 +54,7 @@ class Recorder:
         folder: The same, absolute.
         episodes: In it, as far as is known.
         frames: Of these.
+        next_seed: Behind all that were kept or discarded since the studio began.
 
     Args:
         folder: Made when the first episode is kept.
@@ -62,7 +64,7 @@ class Recorder:
     def __init__(self, folder: str, sources: Sources):
         self.name, self._sources = folder, sources
         self.folder = Path(folder).expanduser().absolute()
-        self.episodes = self.frames = 0
+        self.episodes = self.frames = self.next_seed = 0
         self._held = Lock()
         self._writer: DatasetWriter | None = None
         if any(self.folder.glob("meta/episodes/*/*.parquet")):
@@ -117,12 +119,8 @@ class Recorder:
 
     def _open(self) -> DatasetWriter:
         if (self.folder / "meta/info.json").is_file():
+            _check(self.folder)  # before `append`, which clears up
             writer = DatasetWriter.append(self.folder)
-            try:
-                _check(writer)
-            except BaseException:
-                writer.finalize()
-                raise
         else:
             writer = DatasetWriter.create(self.folder, FPS, FEATURES, ROBOT)
         self._writer = writer
@@ -153,25 +151,29 @@ def _frames(episode: Episode, wanted: Mapping[str, Any]) -> Iterator[dict[str, A
         yield {name: values[row] for name, values in columns.items() if name in wanted}
 
 
-def _check(writer: DatasetWriter) -> None:
+def _check(folder: Path) -> None:
     """Whether a driven episode has all that a data set asks for; one of lerobot/pusht, without corners, may go on too.
 
     Raises:
         DatasetError: It asks for something else.
     """
+    info = read_json(folder, "meta/info.json")
+    if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
+        return  # `append` says what is wrong
     known = {name: _kind(feature) for name, feature in FEATURES.items()}
-    asked = {name: _kind(feature) for name, feature in writer.features.items() if name not in DEFAULTS}
+    asked = {name: _kind(feature) for name, feature in info["features"].items() if name not in DEFAULTS}
     strange = {name: kind for name, kind in asked.items() if kind != known.get(name)}
     advice = "record into another folder with --recordings"
     if strange:
-        raise DatasetError(mismatch(f"{writer.folder}: features", f"those of Push-T, {known}", strange, advice))
-    if writer.fps != FPS:
-        raise DatasetError(mismatch(f"{writer.folder}: fps", FPS, writer.fps, advice))
+        raise DatasetError(mismatch(f"{folder}: features", f"those of Push-T, {known}", strange, advice))
+    if info.get("fps") != FPS:
+        raise DatasetError(mismatch(f"{folder}: fps", FPS, info.get("fps"), advice))
 
 
-def _kind(feature: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
+def _kind(feature: Any) -> Any:
     """Type and shape; whether frames are kept as video or as pictures is the data set's own business."""
-    return "image" if feature["dtype"] in IMAGE_TYPES else feature["dtype"], tuple(feature["shape"])
+    dtype, shape = (feature.get(part) if isinstance(feature, dict) else None for part in ("dtype", "shape"))
+    return "image" if dtype in IMAGE_TYPES else dtype, tuple(shape) if isinstance(shape, list | tuple) else shape
 
 
 @contextmanager

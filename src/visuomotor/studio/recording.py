@@ -30,7 +30,8 @@ class Beginning:
     __pydantic_config__ = STRICT
 
     seed: int | None = None
-    """Decides the initial state; None takes the first one that an empty data set would not have come to yet."""
+    """Decides the initial state. None takes the one behind as many as the data set has episodes, and behind all that
+    were kept or discarded since the studio began."""
 
     def __post_init__(self) -> None:
         if self.seed is not None:
@@ -136,7 +137,8 @@ class Recording:
             self._holds = True
             yield self._kept_so_far()
         self._let_go()
-        seed = FIRST_SEED + self._recorder.episodes if seed is None else seed
+        if seed is None:
+            seed = max(FIRST_SEED + self._recorder.episodes, self._recorder.next_seed)
         self.episode = Episode(seed, states=[self._table.reset(seed)])
         yield {"type": "begin", "seed": seed}
 
@@ -164,7 +166,9 @@ class Recording:
 
     def _next(self) -> int:
         seed = self._ready().seed
-        return seed + 1 if seed < LAST_SEED else FIRST_SEED
+        following = seed + 1 if seed < LAST_SEED else FIRST_SEED
+        self._recorder.next_seed = max(self._recorder.next_seed, following)
+        return following
 
     def _touch(self, hand: Hand) -> None:
         self._ready()

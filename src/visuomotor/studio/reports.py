@@ -79,7 +79,7 @@ class Evaluation:
     mean_max_reward: float
     episodes: list[Outcome]
     settings: Acting
-    versions: dict[str, Any]
+    versions: dict[str, str]
 
     def __post_init__(self) -> None:
         seeds = {episode.seed for episode in self.episodes}
@@ -178,7 +178,8 @@ class Reports:
         self._lock = Lock()
 
     def list(self) -> list[dict[str, Any]]:
-        """Number, name, policy and success of each; of one that is damaged, what is wrong with it."""
+        """Number, name, policy and success of each; of one that is damaged, what is wrong with it. Those that were
+        deleted keep their numbers, but are left out."""
         with self._lock:
             for root in map(Path, self.folders):
                 for folder in _folders(root):
@@ -187,6 +188,7 @@ class Reports:
         return [
             {"number": number, "name": str(folder), **_summary(folder, root)}
             for number, (folder, root) in enumerate(found)
+            if os.path.lexists(folder / FILE)
         ]
 
     def open(self, number: int) -> Report:
@@ -243,7 +245,6 @@ def _folders(root: Path) -> Iterator[Path]:
     for folder, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith("."))
         if FILE in files:
-            below.clear()
             yield Path(folder)
 
 

@@ -2,12 +2,14 @@
 
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from urllib.parse import quote
 
 import uvicorn
@@ -41,7 +43,7 @@ def studio(
     browser: bool = True,
     device: str = "auto",
 ) -> None:
-    """Serves the studio until SIGTERM or Ctrl-C.
+    """Serves the studio until SIGTERM, Ctrl-C, or until its terminal is closed.
 
     Args:
         policy: Policies to watch, each as for `load_policy`; those that ship with Visuomotor follow.
@@ -74,12 +76,23 @@ def studio(
     print(f"studio:  {page}", flush=True)
     if browser:
         threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
-    server(application).run(sockets=[listener])
+    serving = server(application)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, lambda _, frame: serving.handle_exit(signal.SIGTERM, frame))
+    serving.run(sockets=[listener])
 
 
-def server(application: ASGIApp) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """Ends with the first signal, in its own time: a training has a checkpoint to save, whoever is impatient."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
+
+
+def server(application: ASGIApp) -> Server:
     """What serves the application; it says nothing unless something is wrong."""
-    return uvicorn.Server(
+    return Server(
         uvicorn.Config(
             application,
             log_level="warning",

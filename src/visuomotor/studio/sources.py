@@ -125,6 +125,20 @@ class Source:
         return frame
 
 
+class _Opening:
+    """A data set that the first one who asks for it reads, while others who do wait."""
+
+    def __init__(self, name: str):
+        self._name, self._lock = name, Lock()
+        self._source: Source | None = None
+
+    def source(self) -> Source:
+        with self._lock:
+            if self._source is None:
+                self._source = Source(Dataset(read(self._name), check=False))
+            return self._source
+
+
 class Sources:
     """Data sets by number.
 
@@ -137,7 +151,7 @@ class Sources:
 
     def __init__(self, names: Sequence[str] = ()):
         self.names = list(dict.fromkeys([*names, bundled.NAME]))
-        self._opened: dict[int, Source] = {}
+        self._opened: dict[int, _Opening] = {}
         self._lock = Lock()
 
     def renew(self, name: str) -> None:
@@ -156,9 +170,8 @@ class Sources:
         if not 0 <= number < len(self.names):
             raise DatasetError(mismatch("source", f"0 to {len(self.names) - 1}", number, "choose another"))
         with self._lock:
-            if number not in self._opened:
-                self._opened[number] = Source(Dataset(read(self.names[number]), check=False))
-            return self._opened[number]
+            opening = self._opened.setdefault(number, _Opening(self.names[number]))
+        return opening.source()  # outside the lock: `renew` waits for nobody who reads
 
 
 def _strip(frames: np.ndarray) -> tuple[bytes, str]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +29,9 @@ from visuomotor.training.loop import fill_features
 RUNS = "outputs/studio"
 MOST_STEPS = 1_000_000
 TUNING = 0.3
-"""Of a preset's learning rate where a policy is trained further; what `visuomotor improve` takes, too."""
+"""Of a preset's learning rate where a policy is trained further."""
+NICENESS = 10
+"""Of a training, at least: what is watched meanwhile keeps its time."""
 PATIENCE = 60.0
 """Seconds that a training has to save and leave when the studio ends; it has its signal and goes on doing so."""
 
@@ -91,6 +94,7 @@ class Training:
         self.lines: list[dict[str, Any]] = []
         self._file = self._read = self._begun = 0  # which file the lines are from, how far it is read, the first step
         self._checkpoint: Path | None = None
+        self._silent = 0  # bytes of the log that earlier launches wrote
 
     def options(self, data: Sequence[str]) -> dict[str, Any]:
         """What can be trained on some of the sources: presets that fit their features, and for each of these the
@@ -170,11 +174,11 @@ class Training:
         """Stops it, and waits for its checkpoint."""
         self.stop()
         if self._process and self.state in UNDER_WAY:
-            print(f"studio:  {self.run} saves its checkpoint", file=sys.stderr, flush=True)
+            _say(f"studio:  {self.run} saves its checkpoint")
             try:
                 self._process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
-                print(f"studio:  {self.run} is still at it", file=sys.stderr, flush=True)
+                _say(f"studio:  {self.run} is still at it")
 
     def look(self) -> None:
         """Takes in what it has done since."""
@@ -242,7 +246,8 @@ class Training:
         newest = next(iter(checkpoints(self.run)), None)
         self._begun = int(newest.name.removeprefix("step_")) if newest else 0
         try:
-            with self._log.open("wb") as log:
+            with self._log.open("ab") as log:
+                self._silent = log.tell()
                 self._process = subprocess.Popen(
                     [*self._command, *more],
                     stdin=subprocess.DEVNULL,
@@ -250,11 +255,13 @@ class Training:
                     stderr=log,
                     start_new_session=True,  # Ctrl-C in a terminal is for the studio, which passes one signal on
                 )
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, 10)  # what is watched meanwhile keeps its time
         except OSError as error:
             self.state, self.error = "failed", f"{self.run}: {error.strerror}"
-        else:
-            self.state, self.error = "running", ""
+            return
+        self.state, self.error = "running", ""
+        with suppress(OSError):  # where that is forbidden, it trains all the same
+            nice = max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0))
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, nice)
 
     def _read_lines(self) -> None:
         try:
@@ -287,10 +294,15 @@ class Training:
         if status < 0:
             found, advice = f"signal {signal.Signals(-status).name}", "go on from its last checkpoint"
             return mismatch(str(self.run), "to end by itself", found, advice)
-        text = self._log.read_text(errors="replace") if self._log.exists() else ""
+        text = self._log.read_bytes()[self._silent :].decode(errors="replace") if self._log.exists() else ""
         said = [line for line in text.splitlines() if line.strip()]
         errors = [line for line in said if line.startswith("error: ")]
         return (errors or said or [f"{self.run}: status {status}"])[-1].removeprefix("error: ")
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # the terminal may have been closed
+        print(line, file=sys.stderr, flush=True)
 
 
 class Following:

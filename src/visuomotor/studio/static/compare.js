@@ -4,6 +4,7 @@ import { ask, choice, field, h } from "./dom.js";
 import { Pair } from "./pair.js";
 import { Scatter } from "./scatter.js";
 import { Seeds, matched } from "./seeds.js";
+import { percent } from "./units.js";
 import { Verdict } from "./verdict.js";
 
 const EXAMPLE = `visuomotor eval pusht-keypoints-small --episodes 100 --output outputs/own-steps
@@ -62,7 +63,7 @@ export function open(root, { tell, path }) {
 
   function offer(reports, numbers) {
     chosen = numbers;
-    const name = ({ name, success_rate, episodes }) => `${name}, ${(100 * success_rate).toFixed(1)} % of ${episodes}`;
+    const name = ({ name, success_rate, episodes }) => `${name}, ${percent(success_rate)} of ${episodes}`;
     const options = reports.map((report) => [report.number, name(report)]);
     const control = (side) => choice(options, chosen[side], (value) => {
       chosen[side] = Number(value);

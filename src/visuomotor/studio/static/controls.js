@@ -1,6 +1,7 @@
 // What can be chosen, and the buttons that start, stop and step.
 
 import { choice, field, h, number } from "./dom.js";
+import { FPS, percent } from "./units.js";
 
 const SPEEDS = { 0.25: "¼ ×", 0.5: "½ ×", 1: "real time", 2: "2 ×", 0: "fastest" };
 const SAMPLERS = { DPMSolverMultistep: "DPM-Solver++", FlowMatchEuler: "rectified flow" };
@@ -76,7 +77,7 @@ export class Controls {
     const tail = episodes.length > 1 ? `${solved} of ${episodes.length} solved` : `best ${percent(first.best)}`;
     this.said.replaceChildren(
       h("b", { class: over ? "good" : running ? "accent" : "" }, state),
-      ` · step ${steps} · ${(steps / 10).toFixed(1)} s · ${tail}`,
+      ` · step ${steps} · ${(steps / FPS).toFixed(1)} s · ${tail}`,
     );
     this.transport.dataset.state = state;
   }
@@ -97,8 +98,4 @@ export class Controls {
 
 function pairs(values, text = (value) => value) {
   return values.map((value) => [value, text(value)]);
-}
-
-function percent(share) {
-  return `${(100 * share).toFixed(1)} %`;
 }

@@ -2,9 +2,7 @@
 
 import { Chart } from "./chart.js";
 import { h } from "./dom.js";
-
-const FPS = 10;
-const SUCCESS = 0.95;
+import { FPS, SUCCESS, percent } from "./units.js";
 
 export class Curves {
   constructor() {
@@ -33,7 +31,7 @@ export class Curves {
       else line.push(point);
     });
     const alone = episodes.length === 1;
-    this.now.textContent = alone ? `${(100 * episodes[0].coverage).toFixed(1)} %` : `${episodes.length} episodes`;
+    this.now.textContent = alone ? percent(episodes[0].coverage) : `${episodes.length} episodes`;
     this.draw();
   }
 

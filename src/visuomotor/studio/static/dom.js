@@ -35,11 +35,14 @@ export function choice(options, value, changed) {
   return control;
 }
 
-/** A whole number from `least` to `most`. */
+/** A whole number from `least` to `most`; `changed` hears of another one. Emptied, it is again what it was. */
 export function number(value, least, most, changed) {
   const take = () => {
-    const wanted = Math.round(Number(control.value));
-    control.value = Math.min(most, Math.max(least, Number.isFinite(wanted) ? wanted : value));
+    const before = control.defaultValue;
+    const wanted = Math.round(Number(control.value || before));
+    control.value = Math.min(most, Math.max(least, wanted));
+    if (control.value === before) return;
+    control.defaultValue = control.value;
     changed(Number(control.value));
   };
   const control = h("input", { type: "number", min: least, max: most, step: 1, value, onchange: take });

@@ -1,8 +1,7 @@
 // The data set that is recorded into: where it is, how much it holds, and what was kept on this page.
 
 import { h, panel } from "./dom.js";
-
-const FPS = 10;
+import { FPS, percent } from "./units.js";
 
 export class Kept {
   /** @param {HTMLElement} seed from which the next episode begins */
@@ -28,7 +27,7 @@ export class Kept {
 
   add({ episode, seed, frames, coverage, solved }) {
     const link = h("a", { "data-episode": episode }, String(episode));
-    const covered = h("td", { class: solved ? "good" : "" }, `${(100 * coverage).toFixed(1)} %`);
+    const covered = h("td", { class: solved ? "good" : "" }, percent(coverage));
     const cells = [link, seed, (frames / FPS).toFixed(1)].map((content) => h("td", {}, content));
     this.rows.prepend(h("tr", {}, cells, covered));
     this.table.hidden = false;

@@ -2,9 +2,9 @@
 
 import { Chart } from "./chart.js";
 import { choice, h, panel } from "./dom.js";
-import { FPS, Side } from "./side.js";
+import { Side } from "./side.js";
+import { FPS, SUCCESS, percent } from "./units.js";
 
-const SUCCESS = 0.95;
 const SPEEDS = [[0.5, "½ ×"], [1, "real time"], [2, "2 ×"], [4, "4 ×"]];
 const PATIENCE = 300; // milliseconds: who only passes by a seed has nothing rolled out
 
@@ -80,7 +80,7 @@ export class Pair {
     this.said.textContent = `step ${this.step} of ${this.length} · ${(this.step / FPS).toFixed(1)} s`;
     this.sides.forEach((side, index) => {
       const share = side.coverage(this.step);
-      this.covered[index].textContent = "AB"[index] + (share == null ? "" : ` ${(100 * share).toFixed(1)} %`);
+      this.covered[index].textContent = "AB"[index] + (share == null ? "" : ` ${percent(share)}`);
       side.at(this.step);
     });
     this.draw();

@@ -6,9 +6,8 @@ import { field, h, number } from "./dom.js";
 import { Driving } from "./driving.js";
 import { Kept } from "./kept.js";
 import { Training } from "./training.js";
+import { FPS, SUCCESS, percent } from "./units.js";
 
-const FPS = 10;
-const SUCCESS = 0.95;
 const SEEDS = [1_000_000, 2 ** 31 - 1]; // smaller ones are for evaluation
 const AGAIN = 3000; // milliseconds after which a folder that was refused is asked for again
 const KEYS = { k: "keep", enter: "keep", r: "retry", x: "discard", delete: "discard" };
@@ -18,6 +17,7 @@ const LOST = "The connection to the studio is lost, and with it the episode unde
 /** Opens the page in an element; what it returns closes it. */
 export function open(root, { tell, connected }) {
   let begun = {}; // what a new connection begins with
+  let next = null; // the seed of the episode after the one that is driven, where somebody has chosen it
   let steps = 0;
   let line = []; // coverage over time
   let lost = false;
@@ -25,7 +25,7 @@ export function open(root, { tell, connected }) {
   let timer = 0;
 
   const send = (type, content) => connection.send(type, content);
-  const seed = number(SEEDS[0], ...SEEDS, (value) => send("begin", { seed: value }));
+  const seed = number(SEEDS[0], ...SEEDS, choose);
   const driving = new Driving(send);
   const kept = new Kept(field("Seed", seed));
   const chart = new Chart("Coverage of the goal over time", { x: "s", low: 0, high: 1 });
@@ -47,6 +47,13 @@ export function open(root, { tell, connected }) {
     stage.inert = kept.element.inert = !yes;
   }
 
+  /** A seed never ends an episode that is driven. */
+  function choose(value) {
+    next = steps ? value : null;
+    if (steps) tell(`The episode under way goes on; seed ${value} is for the next one.`, "good");
+    else send("begin", { seed: value });
+  }
+
   function end(action) {
     if (stage.inert || transport.ariaBusy || (action !== "discard" && !steps)) return;
     transport.ariaBusy = "true";
@@ -60,10 +67,16 @@ export function open(root, { tell, connected }) {
     },
     kept: (message) => kept.add(message),
     begin(message) {
-      if (refused) tell();
+      clearTimeout(timer);
+      const another = next != null && message.seed !== begun.seed; // and not the same one again
+      if (refused || another) tell();
       refused = transport.ariaBusy = null;
       begun = { seed: message.seed };
-      seed.value = message.seed;
+      seed.value = seed.defaultValue = next ?? message.seed;
+      if (another) {
+        send("begin", { seed: next });
+        next = null;
+      }
       line = [];
       driving.begin();
     },
@@ -102,9 +115,12 @@ export function open(root, { tell, connected }) {
     message(message) {
       hears[message.type](message);
       const waits = message.type === "frame" && !message.episodes.length;
-      if (waits) timer = setTimeout(() => send("begin", begun), AGAIN);
+      if (!waits) return;
+      clearTimeout(timer);
+      timer = setTimeout(() => send("begin", begun), AGAIN);
     },
     state(state) {
+      clearTimeout(timer); // or it would begin anew under the hand
       connected(state);
       if (state === "lost") {
         lost = true;
@@ -135,8 +151,4 @@ export function open(root, { tell, connected }) {
     connection.close();
     for (const part of [driving, chart, training]) part.close();
   };
-}
-
-function percent(share) {
-  return `${(100 * share).toFixed(1)} %`;
 }

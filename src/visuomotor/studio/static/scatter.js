@@ -2,8 +2,8 @@
 
 import { ticks } from "./chart.js";
 import { h, panel, s } from "./dom.js";
+import { SUCCESS } from "./units.js";
 
-const SUCCESS = 0.95;
 const HEIGHT = 230;
 const [LEFT, RIGHT, TOP, BOTTOM] = [44, 12, 8, 34];
 const NEAR = 24; // pixels beside it at which a dot is still meant

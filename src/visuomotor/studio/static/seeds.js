@@ -1,6 +1,7 @@
 // The seeds that two reports share, by who solved them: filtered, and one of them chosen.
 
 import { h, panel } from "./dom.js";
+import { percent } from "./units.js";
 
 const KINDS = { all: "All", both: "Both", first: "Only A", second: "Only B", neither: "Neither" };
 const LETTERS = { both: "", first: "A", second: "B", neither: "" };
@@ -96,5 +97,5 @@ export class Seeds {
 
 /** How an episode ended, in words. */
 export function ended({ success, steps, max_coverage: best }) {
-  return success ? `solved in ${steps} steps` : `not solved, best ${(100 * best).toFixed(1)} %`;
+  return success ? `solved in ${steps} steps` : `not solved, best ${percent(best)}`;
 }

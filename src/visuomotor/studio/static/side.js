@@ -3,9 +3,8 @@
 import { ask, h } from "./dom.js";
 import { Scene, dot, paintTable } from "./scene.js";
 import { ended } from "./seeds.js";
+import { FPS, SUCCESS, percent } from "./units.js";
 
-export const FPS = 10;
-const SUCCESS = 0.95;
 const DRIFT = 0.25; // seconds that a video may be away from the clock before it is set right
 const OTHERWISE = "Another machine, or another version of torch, rounds differently.";
 
@@ -121,7 +120,7 @@ export class Side {
     const solved = share > SUCCESS;
     this.strip.dataset.solved = solved;
     this.strip.style.setProperty("--share", Math.min(1, share));
-    const now = `step ${Math.min(step, this.replay.steps)} · ${(100 * share).toFixed(1)} %`;
+    const now = `step ${Math.min(step, this.replay.steps)} · ${percent(share)}`;
     this.words.textContent = solved ? `${now} solved` : now;
     this.scene.draw();
     this.seen();

@@ -2,6 +2,7 @@
 
 import { under } from "./geometry.js";
 import { h } from "./dom.js";
+import { Grip } from "./grip.js";
 import { paintFutures, paintPlan } from "./plan.js";
 import { Scene, paintTable, stroke } from "./scene.js";
 
@@ -17,16 +18,11 @@ export class Stage {
     this.scene = new Scene(label, (pen, colours) => this.paint(pen, colours));
     this.seen = null;
     this.latest = null;
-    this.waiting = null; // where the pointer has gone since the last picture
+    const reach = (place) => this.seen && under(place, this.seen.state);
+    this.grip = new Grip(this.scene, reach, this.hand);
     const canvas = this.scene.element;
     canvas.tabIndex = 0;
     canvas.id = "table";
-    canvas.addEventListener("pointerdown", (event) => this.take(event));
-    canvas.addEventListener("pointermove", (event) => this.move(event));
-    for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
-      canvas.addEventListener(end, () => this.release());
-    }
-    canvas.addEventListener("touchstart", (event) => this.touched(event), { passive: false });
     canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
     canvas.addEventListener("keydown", (event) => this.pressed(event));
     const hint = "Drag the T or the agent; the wheel turns the T. Keys: arrows move the T, with Shift the agent; "
@@ -58,48 +54,8 @@ export class Stage {
     if (seen.action) cross(pen, colours, seen.action, scale);
   }
 
-  take(event) {
-    const place = this.scene.place(event);
-    const thing = this.seen && event.isPrimary && event.button === 0 && under(place, this.seen.state);
-    if (!thing) return;
-    event.preventDefault();
-    this.scene.element.focus({ preventScroll: true });
-    this.scene.element.setPointerCapture(event.pointerId);
-    this.held = true;
-    this.hand({ do: "take", thing, x: place[0], y: place[1] });
-  }
-
-  /** A finger beside the T and the agent scrolls the page. */
-  touched(event) {
-    const place = this.scene.place(event.touches[0]);
-    if (event.touches.length === 1 && this.seen && under(place, this.seen.state)) event.preventDefault();
-  }
-
-  move(event) {
-    const place = this.scene.place(event);
-    if (!this.held) {
-      this.scene.element.style.cursor = this.seen && under(place, this.seen.state) ? "grab" : "";
-      return;
-    }
-    if (!this.waiting) requestAnimationFrame(() => this.drag());
-    this.waiting = place;
-  }
-
-  /** Once a picture is enough: a mouse may report a thousand times a second. */
-  drag() {
-    if (this.waiting) this.hand({ do: "drag", x: this.waiting[0], y: this.waiting[1] });
-    this.waiting = null;
-  }
-
-  release() {
-    if (!this.held) return;
-    this.drag();
-    this.held = false;
-    this.hand({ do: "release" });
-  }
-
   wheel(event) {
-    if (!this.held && this.seen && under(this.scene.place(event), this.seen.state) !== "block") return;
+    if (!this.grip.place && this.seen && under(this.scene.place(event), this.seen.state) !== "block") return;
     event.preventDefault();
     this.hand({ do: "turn", angle: Math.sign(event.deltaY) * TURN });
   }

@@ -22,6 +22,8 @@ export class Training {
     this.options = null; // what fits the data, once it is known
     this.data = []; // names of the sources to learn from; none is the studio's first
     this.chosen = false; // whether somebody has chosen them
+    this.recording = null; // the source that is recorded into
+    this.heldOut = false; // whether somebody has chosen how many of them are held out
     this.wanted = { preset: "", initial_policy: "", steps: 0, held_out: 0 };
 
     const button = (text, action) => h("button", { type: "button", onclick: () => this.do(action) }, text);
@@ -51,9 +53,17 @@ export class Training {
 
   /** Proposes a data set that has been recorded, unless somebody has chosen another one. */
   recorded(source) {
-    if (this.chosen && this.data[0] !== source) return;
-    this.data = [source, ...this.data.slice(1)];
-    this.ask();
+    this.recording = source;
+    this.propose();
+    if (this.data.includes(source)) this.ask();
+  }
+
+  /** Whether the recordings are now to be learned from; while a training is under way, its own data are shown. */
+  propose() {
+    const { recording } = this;
+    if (!recording || this.chosen || this.underWay || this.data.includes(recording)) return false;
+    this.data = [recording, ...this.data.slice(1)];
+    return true;
   }
 
   close() {
@@ -73,10 +83,12 @@ export class Training {
   }
 
   hear_options({ data, presets, episodes, frames }) {
-    const same = this.options && String(this.options.data) === String(data) && this.options.episodes === episodes;
+    const others = String(this.options?.data) !== String(data);
+    const same = !others && this.options.episodes === episodes;
+    this.heldOut &&= !others;
     this.options = { data, presets, episodes, frames };
     this.data = data;
-    if (!same && !this.underWay) this.wanted.held_out = Math.floor(episodes * HELD_OUT);
+    if (!same && !this.heldOut && !this.underWay) this.wanted.held_out = Math.floor(episodes * HELD_OUT);
     this.well();
     this.form.removeAttribute("aria-busy");
     this.choosePreset(presets.some(({ name }) => name === this.wanted.preset) ? this.wanted.preset : this.usual());
@@ -91,13 +103,12 @@ export class Training {
     this.show();
     if (!changed) return;
     if (this.underWay) this.adopt(status.asked);
-    if (this.underWay || status.policy) this.ask(); // its policy can be trained further
+    if (this.propose() || this.underWay || status.policy) this.ask(); // its policy can be trained further
   }
 
   /** Shows what is being trained, whoever has started it. */
   adopt({ data, ...wanted }) {
     this.well();
-    this.chosen = true;
     this.data = data;
     this.wanted = wanted;
   }
@@ -138,6 +149,11 @@ export class Training {
     this.wanted.initial_policy = name;
     this.wanted.steps = name ? Math.min(TUNING_STEPS, preset.steps) : preset?.steps ?? 1;
     this.showForm();
+  }
+
+  hold(episodes) {
+    this.heldOut = true;
+    this.wanted.held_out = episodes;
   }
 
   chooseData(data) {
@@ -184,7 +200,7 @@ export class Training {
         Preset: choice(presets.map(({ name }) => [name, name]), preset, (name) => this.choosePreset(name)),
         "Begin with": choice([["", "random weights"], ...policies], initial_policy, (name) => this.choosePolicy(name)),
         Steps: number(steps, 1, MOST_STEPS, (value) => (this.wanted.steps = value)),
-        "Held out": number(held_out, 0, Math.max(0, episodes - 1), (value) => (this.wanted.held_out = value)),
+        "Held out": number(held_out, 0, Math.max(0, episodes - 1), (value) => this.hold(value)),
       });
       const what = chosen ? chosen.about : "No preset fits what these data hold.";
       this.about.textContent = `${episodes} episodes, ${frames} frames. ${what}`;

@@ -1,7 +1,9 @@
 // Two success rates with their intervals, and how far apart they are.
 
 import { h } from "./dom.js";
+import { percent } from "./units.js";
 
+const CHANCE = 0.05; // a p value from which on nobody is better, as the interval is of 95 %
 const SAMPLERS = { DPMSolverMultistep: "DPM-Solver++", FlowMatchEuler: "rectified flow" };
 
 export class Verdict {
@@ -38,7 +40,7 @@ function difference({ difference: apart, interval: [low, high], gained, lost, sh
   const [points, from, to] = [apart, low, high].map(signed);
   const sentence = `B solves ${gained.length} more, loses ${lost.length}: ${points} points (${from} to ${to})`;
   const seeds = `the ${shared} seed${shared === 1 ? "" : "s"} of both`;
-  const better = low > 0 ? "B" : high < 0 ? "A" : null;
+  const better = chance >= CHANCE ? null : low > 0 ? "B" : high < 0 ? "A" : null;
   const said = better ? `Over ${seeds} ${better} is better` : `Not enough to tell them apart: ${seeds}`;
   const share = chance < 0.0001 ? "less than 0.01\u00a0%" : `${Number((100 * chance).toPrecision(2))}\u00a0%`;
   return [
@@ -61,10 +63,6 @@ function track(share, low, high, middle = false) {
   const line = h("div", { class: middle ? "track middle" : "track", "aria-hidden": "true" }, h("i", {}), h("b", {}));
   for (const [name, value] of Object.entries({ share, low, high })) line.style.setProperty(`--${name}`, value);
   return line;
-}
-
-function percent(share) {
-  return `${(100 * share).toFixed(1)} %`;
 }
 
 function signed(share) {
