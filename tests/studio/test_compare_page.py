@@ -173,10 +173,10 @@ def test_a_flipped_seed_that_was_not_filmed_is_rolled_out_again_in_step(page, ad
         assert AGENT in [seen[round(v * scale), round(u * scale)].tolist() for u, v in around]
     page.wait_for_function(CURVES)
     page.evaluate("document.activeElement.blur()")
-    page.get_by_label("Speed", exact=True).select_option("4")
+    page.get_by_label("Speed", exact=True).select_option("1")  # it must not end before it is held
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("Space")
-    page.wait_for_function(BEYOND, arg=60)
+    page.wait_for_function(BEYOND, arg=50)
     page.keyboard.press("Space")
     step = int(page.get_by_label("Step", exact=True).input_value())
     shows(page, "replay", step)
