@@ -138,7 +138,8 @@ class Ablation:
         # The warm-up is that of `demo`, as long a training: the preset's is meant for one seven times as long.
         changes = {"steps": self.options.steps, "scheduler_warmup_steps": 200, "threads": self.options.threads}
         changes |= {"device": "cpu"} | variant.training
-        return Recipe(replace(recipe.policy, **variant.policy), replace(recipe.training, **changes))
+        policy = replace(recipe.policy, **{"prediction_type": "epsilon"} | variant.policy)  # `demo` has another
+        return Recipe(policy, replace(recipe.training, **changes))
 
     def _paced_steps(self, recipe: Recipe) -> int:
         """How many steps take the baseline's time, from short trials in turn."""

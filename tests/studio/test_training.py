@@ -63,13 +63,14 @@ def test_the_presets_that_fit_and_what_they_can_begin_with(training: Training):
     presets = {one["name"]: one for one in options["presets"]}
     assert options["data"] == [bundled.NAME]
     assert options["episodes"] == 240
-    assert presets["pusht-keypoints-small"]["policies"] == ["pusht-keypoints-small"]
-    assert presets["pusht-image-small"]["policies"] == ["pusht-image-small"]
+    corners = ["pusht-keypoints-small", "pusht-keypoints-improved"]
+    assert presets["pusht-keypoints-small"]["policies"] == corners
+    assert presets["pusht-image-small"]["policies"] == ["pusht-image-small", "pusht-image-improved"]
     assert presets["demo"] == {
         "name": "demo",
         "about": "`pusht-keypoints-small`, shortened to a few minutes: what `visuomotor demo` trains.",
         "steps": preset("demo").training.steps,
-        "policies": ["pusht-keypoints-small"],
+        "policies": corners,
     }
     assert presets["debug"]["policies"] == presets["pusht-keypoints"]["policies"] == []
 
@@ -107,7 +108,7 @@ def test_nothing_begins_with_a_policy_that_is_damaged(tmp_path: Path):
             {"initial_policy": "/tmp"},
             "initial_policy: expected one of [], got '/tmp'; others are not of the network of",
         ),
-        ({"preset": "demo", "initial_policy": "pusht-image-small"}, "one of ['pusht-keypoints-small']"),
+        ({"preset": "demo", "initial_policy": "pusht-image-small"}, "one of ['pusht-keypoints-small', "),
         ({"steps": 0}, "steps: expected 1 to 1000000, got 0"),
         ({"steps": 10**7}, "steps: expected 1 to 1000000, got 10000000"),
         ({"held_out": -1}, "held_out: expected 0 or more, got -1"),
@@ -152,7 +153,10 @@ def test_short_runs_have_lines_and_checkpoints_too(training: Training):
         "--device": "cpu",
         "--initial-policy": "pusht-keypoints-small",
         "--optimizer-lr": "0.0003",
+        "--prediction-type": "epsilon",
     }
+    further = flags(preset="pusht-image-small", initial_policy="pusht-image-improved")
+    assert further["--prediction-type"] == "sample"  # what it was trained to predict, not the preset's
     long = flags(preset="pusht-keypoints-small", steps=28_000)
     assert (long["--log-every"], long["--save-every"], long["--scheduler-warmup-steps"]) == ("50", "1000", "500")
     assert "--initial-policy" not in long

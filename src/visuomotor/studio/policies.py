@@ -69,6 +69,14 @@ class Policies:
         """What `load_policy` takes for a name."""
         return self._sources[name]
 
+    def prediction_type(self, name: str) -> str:
+        """What the policy of a name was trained to predict.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
+        return read_config(find_policy(self._sources[name])).prediction_type
+
     def like(self, config: DiffusionConfig) -> list[str]:
         """Names of those whose weights a policy of this config can begin with."""
         wanted, found = _network(config), []
@@ -88,11 +96,11 @@ class Policies:
 
 
 def _network(config: DiffusionConfig) -> Any:
-    """What has to be the same: the shapes of all weights, and what they were trained to predict."""
+    """What has to be the same: the shapes of all weights, and diffusion or flow."""
     with torch.device("meta"):
         model = DiffusionModel(config, pretrained=False)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    return shapes, config.prediction_type, config.noise_scheduler_type == FLOW
+    return shapes, config.noise_scheduler_type == FLOW
 
 
 def _name(source: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, Literal
 
-from visuomotor.config import STRICT, check_rules
+from visuomotor.config import STRICT, DiffusionConfig, check_rules
 from visuomotor.data.dataset import Dataset, read
 from visuomotor.errors import ConfigError, DatasetError, mismatch
 from visuomotor.policy.checkpoint import checkpoints
@@ -224,7 +224,9 @@ class Training:
         if asked.initial_policy:
             changed["initial_policy"] = self._policies.source(asked.initial_policy)
             changed["optimizer_lr"] = f"{TUNING * recipe.optimizer_lr:g}"
-        assert changed.keys() <= {spec.name for spec in dataclasses.fields(TrainingConfig)}
+            changed["prediction_type"] = self._policies.prediction_type(asked.initial_policy)
+        known = (*dataclasses.fields(TrainingConfig), *dataclasses.fields(DiffusionConfig))
+        assert changed.keys() <= {spec.name for spec in known}
         for name, value in changed.items():
             yield from (f"--{name.replace('_', '-')}", str(value))
 
