@@ -21,7 +21,7 @@ BENCHMARKED ?= outputs/benchmarks/pusht
 
 help:
 	@echo "make demo    train a small Push-T policy here, measure it and write a report in $(OUTPUT) (about 12 minutes)"
-	@echo "make test    every test that needs neither LeRobot nor a GPU (under 15 minutes)"
+	@echo "make test    every test that needs neither LeRobot nor a GPU (20 minutes)"
 	@echo "make check   the fast tests and the lints (under 3 minutes)"
 	@echo "make lerobot the tests that run LeRobot itself; installs it in $(LEROBOT) (Python 3.12, some gigabytes)"
 	@echo "make benchmarks DATA=PUSHT.zarr.zip  writing, loading, training and acting, side by side with LeRobot (an hour)"
