@@ -5,6 +5,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,13 @@ from websockets.sync.client import ClientConnection
 
 from visuomotor.data import bundled
 from visuomotor.studio.app import Studio
+from visuomotor.studio.comparing import Comparing
 from visuomotor.studio.policies import Policies
+from visuomotor.studio.reports import Reports
 from visuomotor.studio.serving import listen, server
 from visuomotor.studio.sources import Sources
+
+from .measured import measured
 
 CHROMIUM = shutil.which("chromium")
 PATIENCE = 60_000  # milliseconds: the machine may be busy
@@ -84,6 +89,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="package")
 def policies() -> Policies:
     return Policies()
+
+
+@pytest.fixture(scope="package")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two real evaluations; nobody writes there."""
+    return tmp_path_factory.mktemp("reports")
+
+
+@pytest.fixture(scope="package")
+def contents(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the evaluations wrote, by name."""
+    return measured(folder)
+
+
+@pytest.fixture(scope="package")
+def comparing(policies: Policies, folder: Path, contents: dict[str, dict[str, Any]]) -> Iterator[Serving]:
+    """A studio that compares them."""
+    serving = Serving(Studio(policies, Sources(), Comparing(Reports([str(folder)]))).app())
+    yield serving
+    serving.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from visuomotor.studio.reports import Reports
 from visuomotor.studio.sources import Sources
 
 from .conftest import SIZES, Serving
-from .measured import EPISODES, STEPS, measured
+from .measured import EPISODES, STEPS
 
 pytestmark = pytest.mark.slow
 NAMES = list(STEPS)
@@ -37,21 +36,9 @@ BEYOND = "(step) => [...document.querySelectorAll('.pair figure')].every((one) =
 AGENT = [65, 105, 225]  # --agent, on the page in light
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("reports")
-
-
-@pytest.fixture(scope="module")
-def contents(folder: Path) -> dict[str, dict[str, Any]]:
-    return measured(folder)
-
-
-@pytest.fixture(scope="module")
-def address(policies, folder: Path, contents) -> Iterator[str]:
-    serving = Serving(Studio(policies, Sources(), Comparing(Reports([str(folder)]))).app())
-    yield f"http://127.0.0.1:{serving.port}"
-    serving.close()
+@pytest.fixture
+def address(comparing: Serving) -> str:
+    return f"http://127.0.0.1:{comparing.port}"
 
 
 def opened(page, address: str, place: str = "") -> None:

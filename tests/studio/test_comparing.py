@@ -28,27 +28,15 @@ from visuomotor.studio.reports import Report, Reports, given
 from visuomotor.studio.sources import Sources
 
 from .conftest import Serving
-from .measured import BATCH, EPISODES, FIRST, MAX_STEPS, POLICY, STEPS, measured
+from .measured import BATCH, EPISODES, FIRST, MAX_STEPS, POLICY, STEPS
 
 NAMES = list(STEPS)
 SEEDS = range(FIRST, FIRST + EPISODES)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("reports")
-
-
-@pytest.fixture(scope="module")
-def contents(folder: Path) -> dict[str, dict[str, Any]]:
-    return measured(folder)
-
-
-@pytest.fixture(scope="module")
-def address(policies, folder: Path, contents) -> Iterator[str]:
-    serving = Serving(Studio(policies, Sources(), Comparing(Reports([str(folder)]))).app())
-    yield f"http://127.0.0.1:{serving.port}/api/reports"
-    serving.close()
+@pytest.fixture
+def address(comparing: Serving) -> str:
+    return f"http://127.0.0.1:{comparing.port}/api/reports"
 
 
 @pytest.fixture

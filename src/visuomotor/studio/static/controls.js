@@ -1,10 +1,9 @@
 // What can be chosen, and the buttons that start, stop and step.
 
 import { choice, field, h, number } from "./dom.js";
-import { FPS, percent } from "./units.js";
+import { FPS, SAMPLERS, percent } from "./units.js";
 
 const SPEEDS = { 0.25: "¼ ×", 0.5: "½ ×", 1: "real time", 2: "2 ×", 0: "fastest" };
-const SAMPLERS = { DPMSolverMultistep: "DPM-Solver++", FlowMatchEuler: "rectified flow" };
 const FLOW = "FlowMatchEuler";
 const KEYS = { " ": "toggle", ".": "step", r: "reset" };
 

@@ -1,10 +1,9 @@
 // Two success rates with their intervals, and how far apart they are.
 
 import { h } from "./dom.js";
-import { percent } from "./units.js";
+import { SAMPLERS, percent } from "./units.js";
 
 const CHANCE = 0.05; // a p value from which on nobody is better, as the interval is of 95 %
-const SAMPLERS = { DPMSolverMultistep: "DPM-Solver++", FlowMatchEuler: "rectified flow" };
 
 export class Verdict {
   constructor() {
