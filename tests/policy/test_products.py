@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visuomotor.policy.products import convolve, is_fast, linear
-from visuomotor.policy.temporal import Grow, NormMish, Shrink, TemporalConv
+from visuomotor.policy.temporal import FEW, Grow, NormMish, Shrink, TemporalConv
 from visuomotor.policy.vision import Conv3x3
 
 fast = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch is without oneDNN")
@@ -102,6 +102,49 @@ def test_layers_over_time_are_those_of_torch(dtype):
             assert_close(found[name], parameter.grad)
 
 
+@pytest.mark.parametrize("make", [lambda: TemporalConv(16, 24, 5), lambda: Shrink(16), lambda: Grow(16)])
+def test_kept_weights_give_the_same_and_follow_the_weight(make):
+    torch.manual_seed(0)
+    layer = make()
+    assert layer.kept() is None
+    plain = {few: layer(x).detach() for few, x in inputs().items()}
+    layer.keep()
+    kept = layer.kept()
+    assert kept is not None
+    with torch.no_grad():
+        for few, x in inputs().items():
+            assert (layer.kept_for(x) is kept) == few
+            assert_close(layer(x), plain[few])
+            kept[0].mul_(2)  # seen only where it is used
+            assert torch.equal(layer(x), plain[few]) != few
+            kept[0].div_(2)
+        layer.weight.mul_(3)
+        assert layer.kept() is None
+        assert_close(layer(inputs()[True]) - layer.bias, 3 * (plain[True] - layer.bias))
+        layer.keep()
+        assert_close(layer(inputs()[True]) - layer.bias, 3 * (plain[True] - layer.bias))
+        copied = copy.deepcopy(layer)
+        copied.weight.zero_()
+        assert_close(copied(inputs()[True]), layer.bias.expand_as(plain[True]))
+    assert layer.kept_for(inputs()[True]) is None  # with gradients
+    assert layer.state_dict().keys() == {"weight", "bias"}
+
+
+def inputs() -> dict[bool, Tensor]:
+    """Few sequences, and many."""
+    generator = torch.Generator().manual_seed(1)
+    return {few: torch.randn(8, FEW if few else FEW + 1, 16, generator=generator) for few in (True, False)}
+
+
+def test_weights_are_not_kept_where_that_would_cost_more_or_fail():
+    small = TemporalConv(8, 8, 5)
+    with torch.inference_mode():
+        inferred = TemporalConv(8, 8, 5)
+    for layer in (TemporalConv(1024, 512, 5), small.to(torch.bfloat16), inferred):
+        layer.keep()
+        assert layer.kept() is None
+
+
 def test_a_kernel_begins_and_is_stored_as_in_torch():
     torch.manual_seed(0)
     ours = TemporalConv(6, 8, 5)
@@ -136,9 +179,9 @@ def test_norm_and_mish_are_those_of_torch(groups, mean):
 
     tolerance = 1e-4 if mean else 1e-5  # of a mean ten times the deviation, float32 keeps that much
     with torch.no_grad():
-        torch.testing.assert_close(
-            ours(x, norm.weight, norm.bias), reference(x, norm.weight, norm.bias), rtol=tolerance, atol=tolerance
-        )
+        for some in (x, x[:, :FEW]):
+            found, wanted = (function(some, norm.weight, norm.bias) for function in (ours, reference))
+            torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
     if not mean:
         assert_same(ours, reference, x, norm.weight.detach(), norm.bias.detach())
 

@@ -9,8 +9,48 @@ from torch.nn import functional
 
 from visuomotor.policy.products import convolve, is_fast, linear
 
+FEW = 4
+"""Sequences at once up to which the number of calls takes the time, not the work in them."""
+MOST_KEPT = 2**21
+"""Numbers in a weight, above which reading it once takes the time, and a second one in memory is dear."""
 
-class TemporalConv(nn.Module):
+
+class Kept:
+    """Mixed into a layer that has its weight once more, in the order in which one product for all taps reads it.
+
+    `keep` makes it, before a chunk of actions is planned. It stands until the weight changes.
+    """
+
+    weight: Tensor
+    _kept: tuple[tuple[int, int], tuple[Tensor, ...]] | None = None
+
+    def keep(self) -> None:
+        """Does nothing where it would not be used, or is there already."""
+        usable = is_fast(self.weight) and not self.weight.is_inference() and self.weight.numel() <= MOST_KEPT
+        if usable and self.kept() is None:
+            self._kept = self._stamp(), tuple(part.contiguous() for part in self.arranged())
+
+    def kept(self) -> tuple[Tensor, ...] | None:
+        """What was kept, if it is that of the weight as it is now."""
+        return self._kept[1] if self._kept is not None and self._kept[0] == self._stamp() else None
+
+    def kept_for(self, x: Tensor) -> tuple[Tensor, ...] | None:
+        """The same, if it is the faster way for (T, B, C)."""
+        return self.kept() if _are_few(x) and is_fast(x) else None
+
+    def arranged(self) -> tuple[Tensor, ...]:
+        """Of matrices (C', taps C), those that the layer multiplies with."""
+        raise NotImplementedError
+
+    def _stamp(self) -> tuple[int, int]:
+        return self.weight.data_ptr(), self.weight._version
+
+
+def _are_few(x: Tensor) -> bool:
+    return x.shape[1] <= FEW and not torch.is_grad_enabled()
+
+
+class TemporalConv(Kept, nn.Module):
     """`nn.Conv1d` with as much padding as keeps the number of steps: (T, B, C) -> (T, B, C').
 
     The kernel's memory is (K, C', C), in the order in which taps are read. In a state dict it is (C', C, K), as
@@ -27,10 +67,19 @@ class TemporalConv(nn.Module):
         self.register_load_state_dict_pre_hook(_load_kernel)
 
     def forward(self, x: Tensor) -> Tensor:
+        kept = self.kept_for(x)
+        if kept is not None:
+            reach = len(self.weight) // 2
+            padded = functional.pad(x, (0, 0, 0, 0, reach, reach))
+            windows = torch.cat([padded[tap : tap + len(x)] for tap in range(len(self.weight))], dim=-1)
+            return linear(windows, kept[0], self.bias)
         if is_fast(x, self.weight):
             return convolve(x, self.weight, self.bias)
         weight = self.weight.permute(1, 2, 0)
         return functional.conv1d(x.permute(1, 2, 0), weight, self.bias, padding=len(self.weight) // 2).permute(2, 0, 1)
+
+    def arranged(self) -> tuple[Tensor, ...]:
+        return (self.weight.permute(1, 0, 2).flatten(1),)
 
 
 def _store_kernel(module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: Any) -> None:
@@ -42,7 +91,7 @@ def _load_kernel(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: A
         state[f"{prefix}weight"] = state[f"{prefix}weight"].permute(2, 0, 1)
 
 
-class Shrink(nn.Conv1d):
+class Shrink(Kept, nn.Conv1d):
     """Half as many steps, by a convolution of 3 taps with stride 2: (T, B, C) -> (T / 2, B, C)."""
 
     def __init__(self, channels: int):
@@ -55,10 +104,14 @@ class Shrink(nn.Conv1d):
         # Every output step sees the even step of its number, the odd one after it, and the odd one before.
         before = functional.pad(x[1:-1:2], (0, 0, 0, 0, 1, 0))
         windows = torch.cat([before, x[0::2], x[1::2]], dim=-1)  # (T / 2, B, 3 C)
-        return linear(windows, self.weight.permute(0, 2, 1).flatten(1), self.bias)
+        (weight,) = self.kept_for(x) or self.arranged()
+        return linear(windows, weight, self.bias)
+
+    def arranged(self) -> tuple[Tensor, ...]:
+        return (self.weight.permute(0, 2, 1).flatten(1),)
 
 
-class Grow(nn.ConvTranspose1d):
+class Grow(Kept, nn.ConvTranspose1d):
     """Twice as many steps, by a transposed convolution of 4 taps with stride 2: (T, B, C) -> (2 T, B, C)."""
 
     def __init__(self, channels: int):
@@ -70,17 +123,21 @@ class Grow(nn.ConvTranspose1d):
             return super().forward(x.permute(1, 2, 0)).permute(2, 0, 1)
         # An even output step sees the input step of its number and the one before, an odd one that and the one after.
         padded = functional.pad(x, (0, 0, 0, 0, 1, 1))
-        weight = self.weight.permute(1, 2, 0)  # (C', 4, C)
-        even = linear(torch.cat([padded[:-2], x], dim=-1), weight[:, [3, 1]].flatten(1), self.bias)
-        odd = linear(torch.cat([x, padded[2:]], dim=-1), weight[:, [2, 0]].flatten(1), self.bias)
+        for_even, for_odd = self.kept_for(x) or self.arranged()
+        even = linear(torch.cat([padded[:-2], x], dim=-1), for_even, self.bias)
+        odd = linear(torch.cat([x, padded[2:]], dim=-1), for_odd, self.bias)
         return torch.stack([even, odd], dim=1).flatten(0, 1)
+
+    def arranged(self) -> tuple[Tensor, ...]:
+        weight = self.weight.permute(1, 2, 0)  # (C', 4, C)
+        return weight[:, [3, 1]].flatten(1), weight[:, [2, 0]].flatten(1)
 
 
 class NormMish(nn.GroupNorm):
     """GroupNorm over the steps and each group's channels, then Mish: (T, B, C) -> (T, B, C)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if is_fast(input, self.weight):
+        if is_fast(input, self.weight) and not _are_few(input):
             return _NormMish.apply(input, self.weight, self.bias, self.num_groups, self.eps)
         return functional.mish(super().forward(input.permute(1, 2, 0))).permute(2, 0, 1)
 

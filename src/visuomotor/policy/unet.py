@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from visuomotor.config import DiffusionConfig
 from visuomotor.policy.products import Linear
-from visuomotor.policy.temporal import Grow, NormMish, Shrink, TemporalConv
+from visuomotor.policy.temporal import Grow, Kept, NormMish, Shrink, TemporalConv
 
 FINAL_GROUPS = 8  # of the last GroupNorm, whatever n_groups is: so it is in LeRobot and in the original code
 
@@ -149,7 +149,7 @@ class ConditionalUnet1d(nn.Module):
         return self.final_conv(x).transpose(0, 1)
 
     def prepare(self, steps: Tensor, global_cond: Tensor) -> Callable[[int], Sequence[Tensor]]:
-        """Computes what the blocks are told at several steps, for all of them at once.
+        """Computes what the blocks are told at several steps, for all of them at once, and orders weights for acting.
 
         Args:
             steps: (S,) denoising steps.
@@ -158,6 +158,9 @@ class ConditionalUnet1d(nn.Module):
         Returns:
             Given 0 to S - 1, the `told` of that step: the same as without, to rounding.
         """
+        for module in self.modules():
+            if isinstance(module, Kept):
+                module.keep()
         step, cond = nn.functional.mish(self.diffusion_step_encoder(steps)), nn.functional.mish(global_cond)
         shares = [block.film_shares(step, cond) for block in self._blocks()]
         sizes = [of_step.shape[1] for of_step, _ in shares]
