@@ -51,6 +51,11 @@ def test_too_little_to_draw():
     assert line_chart([], [], "step", "loss") == line_chart([1], [2], "step", "loss") == ""
 
 
+def test_points_at_zero_alone_are_drawn_at_the_left():
+    found = points(line_chart([0, 0], [1, 2], "step", "loss"))
+    assert len(found) == 2 and found[0][0] == found[1][0] == points(line_chart([0, 5], [1, 2], "step", "loss"))[0][0]
+
+
 def test_lines_share_their_axes():
     svg = chart(
         [Line([[(0, 10), (4, 30)]], "truth"), Line([[(1, 20), (2, 20)], [(2, 25)]], "many")], "s", "a", zero=False

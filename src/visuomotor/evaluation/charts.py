@@ -44,7 +44,7 @@ def chart(
     points = [point for _, parts in drawn for part in parts for point in part]
     if len(points) < 2:
         return ""
-    x_end = max(x for x, _ in points)
+    x_end = max(x for x, _ in points) or 1
     low, high = min(y for _, y in points), max(y for _, y in points)
     ticks = _log_ticks(low, high) if log else [(value, _plain(value)) for value in _ticks(0 if zero else low, high)]
     low, high = min(low, ticks[0][0]), max(high, ticks[-1][0])
