@@ -25,13 +25,12 @@ import numpy as np
 import torch
 from results import FIRST_SEED, against, open_record, solved, success
 
-from visuomotor.config import FLOW
+from visuomotor.config import DPM, FLOW
 from visuomotor.errors import VisuomotorError
 from visuomotor.evaluation.evaluate import summary
 from visuomotor.files import write_bytes, write_json
 from visuomotor.policy.checkpoint import find_policy, load_policy, weights_sha256
 from visuomotor.policy.diffusion import DiffusionPolicy, moved_on
-from visuomotor.policy.samplers import DPM
 from visuomotor.simulation.pusht import PushT, observe
 from visuomotor.simulation.rollout import rollout
 

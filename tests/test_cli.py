@@ -120,6 +120,7 @@ def test_help_of_a_preset_shows_its_own_defaults_with_their_documentation(capsys
         (["convert", "no-such-policy", "x", "--to", "lerobot"], "no-such-policy: expected "),
         (["convert", "x", "y", "--to", "lerobot", "--images"], "expected a policy and TARGET alone, got more"),
         (["convert", "x", "y", "--noise-scheduler-type", "DDIM"], "--noise-scheduler-type: expected a policy to"),
+        (["convert", "x", "y", "--num-inference-steps", "9"], "--num-inference-steps: expected a policy to convert"),
         (["demo", "--stepps", "3"], "did you mean --steps?"),
         (["record", "no-such-policy", "--output", "x.npz"], "no-such-policy: expected "),
     ],
@@ -280,12 +281,13 @@ def test_convert_stores_frames_as_it_is_told(tmp_path):
 
 def test_convert_gives_a_policy_to_lerobot(capsys, tmp_path):
     target = tmp_path / "policy"
-    assert main(["convert", "pusht-keypoints-small", str(target), "--to", "lerobot"]) == 0
+    sampler = ["--noise-scheduler-type", "DDIM"]
+    assert main(["convert", "pusht-keypoints-small", str(target), "--to", "lerobot", *sampler]) == 0
     assert lines(capsys.readouterr().out) == [f"converted: {target}"]
     assert json.loads((target / "config.json").read_text())["type"] == "diffusion"
 
 
-@pytest.mark.parametrize("changes", [{"noise_scheduler_type": "DPMSolverMultistep"}, {"warm_start": 0.5}])
+@pytest.mark.parametrize("changes", [{}, {"noise_scheduler_type": "DDIM", "warm_start": 0.5}])
 def test_convert_gives_lerobot_a_sampler_that_it_knows(refused, capsys, tmp_path, changes):
     from visuomotor.policy.checkpoint import load_policy, save_policy
 
@@ -297,6 +299,9 @@ def test_convert_gives_lerobot_a_sampler_that_it_knows(refused, capsys, tmp_path
     assert main(command) == 0
     written = json.loads((target / "config.json").read_text())
     assert (written["noise_scheduler_type"], written["num_inference_steps"]) == ("DDIM", 7)
+    assert main([*command, "--num-inference-steps", "16"]) == 0
+    written = json.loads((target / "config.json").read_text())
+    assert (written["noise_scheduler_type"], written["num_inference_steps"]) == ("DDIM", 16)
 
 
 def test_record_keeps_away_from_the_seeds_of_evaluations(refused, capsys, tmp_path):

@@ -212,21 +212,23 @@ def convert(arguments: list[str]) -> None:
     required = ConvertOptions(source=tyro.MISSING, target=tyro.MISSING)
     options = parse(required, "convert", arguments, str(convert.__doc__))
     if options.to == "lerobot":
-        sampler = options.noise_scheduler_type
-        if options != ConvertOptions(options.source, options.target, options.to, noise_scheduler_type=sampler):
+        acting = {name: getattr(options, name) for name in ("noise_scheduler_type", "num_inference_steps")}
+        if options != ConvertOptions(options.source, options.target, options.to, **acting):
             advice = "leave out --episodes, --images, --video-codec and --revision: they are for demonstrations"
             raise ConfigError(mismatch("visuomotor convert --to lerobot", "a policy and TARGET alone", "more", advice))
         from visuomotor.policy.checkpoint import load_policy
         from visuomotor.policy.lerobot_export import save_lerobot
 
         policy = load_policy(options.source)
-        if sampler is not None:
-            policy = policy.with_sampler(sampler, ddim_eta=0.0, warm_start=1.0)
+        if acting["noise_scheduler_type"] is not None:
+            acting |= {"ddim_eta": 0.0, "warm_start": 1.0}
+        policy = policy.with_sampler(**acting)
         save_lerobot(policy, options.target)
     else:
-        if options.noise_scheduler_type is not None:
-            advice = "leave it out, or add --to lerobot"
-            raise ConfigError(mismatch("--noise-scheduler-type", "a policy to convert", "demonstrations", advice))
+        for name in ("noise_scheduler_type", "num_inference_steps"):
+            if getattr(options, name) is not None:
+                flag, advice = f"--{name.replace('_', '-')}", "leave it out, or add --to lerobot"
+                raise ConfigError(mismatch(flag, "a policy to convert", "demonstrations", advice))
         if options.images and options.video_codec:
             advice = "take one of them"
             raise ConfigError(mismatch("visuomotor convert", "--images or --video-codec", "both", advice))

@@ -11,7 +11,7 @@ from visuomotor.errors import ConfigError, mismatch
 
 FeatureType = Literal["STATE", "ENV", "VISUAL", "ACTION"]
 NormalizationMode = Literal["MIN_MAX", "MEAN_STD", "IDENTITY"]
-FLOW = "FlowMatchEuler"
+FLOW, DPM = "FlowMatchEuler", "DPMSolverMultistep"
 STRICT = {"extra": "forbid"}  # how pydantic reads these classes: an unknown field is an error
 
 

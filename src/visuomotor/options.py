@@ -86,6 +86,8 @@ class ConvertOptions:
     noise_scheduler_type: Literal["DDPM", "DDIM"] | None = None
     """For --to lerobot: the sampler to write, where the policy acts with one that LeRobot does not know; with the
     policy's number of steps, evenly spaced, without eta and warm start. None keeps the policy's."""
+    num_inference_steps: int | None = None
+    """For --to lerobot: the number of denoising steps to write. None keeps the policy's."""
     images: tyro.conf.FlagCreatePairsOff[bool] = False
     """Store frames as PNG in parquet, without loss, and not as video."""
     video_codec: Literal["av1", "h264"] | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from visuomotor.config import DiffusionConfig, nearest
+from visuomotor.config import DPM, DiffusionConfig, nearest
 from visuomotor.errors import ConfigError, mismatch
 from visuomotor.recipe import Recipe, TrainingConfig
 
@@ -27,8 +27,8 @@ def pusht_image_small() -> Recipe:
         backbone_width=32,
         backbone_stages=3,
         down_dims=(64, 128, 256),
-        noise_scheduler_type="DDIM",
-        num_inference_steps=10,
+        noise_scheduler_type=DPM,
+        num_inference_steps=4,
     )
     training = TrainingConfig(
         steps=13_500,
@@ -49,8 +49,8 @@ def pusht_keypoints_small() -> Recipe:
     policy = DiffusionConfig(
         crop_shape=None,
         down_dims=(64, 128, 256),
-        noise_scheduler_type="DDIM",
-        num_inference_steps=16,
+        noise_scheduler_type=DPM,
+        num_inference_steps=8,
         do_mask_loss_for_padding=True,
     )
     training = TrainingConfig(
@@ -89,7 +89,8 @@ def arm() -> Recipe:
 def demo() -> Recipe:
     """`pusht-keypoints-small`, shortened to a few minutes: what `visuomotor demo` trains."""
     recipe = pusht_keypoints_small()
-    policy = replace(recipe.policy, prediction_type="sample")  # learns faster at first: docs/experiments.md
+    sampler = {"noise_scheduler_type": "DDIM", "num_inference_steps": 16}
+    policy = replace(recipe.policy, prediction_type="sample", **sampler)  # learns faster at first: docs/experiments.md
     shorter = replace(recipe.training, steps=4_000, batch_size=128, scheduler_warmup_steps=200)
     return Recipe(policy, shorter)
 

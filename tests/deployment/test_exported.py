@@ -29,7 +29,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     target = tmp_path / "exported"
-    flags = ["--format", "onnx", "--num-inference-steps", "3", "--n-action-steps", "5", "--output", str(target)]
+    flags = ["--format", "onnx", "--noise-scheduler-type", "DDIM", "--num-inference-steps", "3"]
+    flags += ["--n-action-steps", "5", "--output", str(target)]
     assert main(["export", SHIPPED, *flags]) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == [f"exported: {target}", f"next:     python {target / 'act.py'}"]
     told = json.loads((target / "export.json").read_text())

@@ -180,4 +180,4 @@ def test_lerobot_acts_with_the_policy_that_ships(tmp_path: Path) -> None:
         "observation.state": 512 * torch.rand(3, 2, 2),
         "observation.environment_state": 512 * torch.rand(3, 2, 16),
     }
-    check_actions(load_policy("pusht-keypoints-small"), batch, tmp_path)
+    check_actions(load_policy("pusht-keypoints-small").with_sampler("DDIM"), batch, tmp_path)

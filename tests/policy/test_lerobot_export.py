@@ -286,10 +286,10 @@ def test_choices_that_only_we_may_come_to_have_are_named(tmp_path: Path, name: s
 
 
 def test_the_shipped_policy_of_key_points_can_go_and_that_of_images_cannot(tmp_path: Path) -> None:
-    save_lerobot(load_policy("pusht-keypoints-small"), tmp_path / "keypoints")
+    save_lerobot(load_policy("pusht-keypoints-small").with_sampler("DDIM"), tmp_path / "keypoints")
     assert read_config(tmp_path / "keypoints").noise_scheduler_type == "DDIM"
     with pytest.raises(CheckpointError, match=r"^backbone_width, for LeRobot: expected 64, got 32; "):
-        save_lerobot(load_policy("pusht-image-small"), tmp_path / "image")
+        save_lerobot(load_policy("pusht-image-small").with_sampler("DDIM"), tmp_path / "image")
 
 
 def test_an_earlier_one_is_replaced_and_nothing_else(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from visuomotor.config import DiffusionConfig
-from visuomotor.policy.samplers import DPM, Predict, ddim, denoising_steps, draws, sampler_of
+from visuomotor.config import DPM, DiffusionConfig
+from visuomotor.policy.samplers import Predict, ddim, denoising_steps, draws, sampler_of
 from visuomotor.policy.schedule import noise_schedule
 
 from .lerobot_case import TOLERANCE, largest_error

@@ -43,7 +43,7 @@ def test_it_begins_paused_with_the_first_policy(policies):
     told = tell(session, "settings", seed=SEED)
     assert [message["type"] for message in told] == ["settings", "begin", "frame"]
     assert told[0]["policy"] == SHIPPED[0]
-    assert told[0]["policy_config"]["num_inference_steps"] == 16
+    assert told[0]["policy_config"]["num_inference_steps"] == 8
     assert not session.running
     np.testing.assert_array_equal(state(session), session.episodes[0].states[0])
 

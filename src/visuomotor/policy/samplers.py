@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from visuomotor.config import FLOW, DiffusionConfig
+from visuomotor.config import DPM, FLOW, DiffusionConfig
 from visuomotor.policy.schedule import CLEAN, NoiseSchedule, RectifiedFlow
 
 Predict = Callable[[Tensor, float], Tensor]
 Sampler = Callable[[Predict, Any, Tensor, Sequence[Any]], Tensor]
-DPM = "DPMSolverMultistep"
 
 
 def ddpm(predict: Predict, schedule: NoiseSchedule, noise: Tensor, steps: Sequence[int]) -> Tensor:

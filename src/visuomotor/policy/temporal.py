@@ -36,7 +36,7 @@ class Kept:
 
     def kept_for(self, x: Tensor) -> tuple[Tensor, ...] | None:
         """The same, if it is the faster way for (T, B, C)."""
-        return self.kept() if _are_few(x) and is_fast(x) else None
+        return self.kept() if is_fast(x) and _are_few(x) else None
 
     def arranged(self) -> tuple[Tensor, ...]:
         """Of matrices (C', taps C), those that the layer multiplies with."""
