@@ -1,6 +1,6 @@
 """Push-T in real time, under a virtual clock: three ways of joining chunks, with injected latencies and jitter.
 
-    .venv/bin/python benchmarks/realtime.py --output outputs/realtime --threads 2
+    .venv/bin/python benchmarks/realtime.py --output outputs/realtime --threads 1
 
 The agent is commanded ten times a second while planning takes the latency, with jitter between half and one and a half
 of it. Every setting is measured on the same episodes, from tuning seeds (500000 on), with the same latencies. Each
