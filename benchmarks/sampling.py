@@ -137,8 +137,12 @@ def picture(points: dict[str, Any]) -> str:
         y = _y(share)
         body += f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         body += f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{share:.0%}</text>'
-    for number in calls:
-        body += f'<text x="{_x(number, most):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{number}</text>'
+    told = math.inf
+    for number in reversed(calls):
+        x = _x(number, most)
+        if told - x > 18:  # numbers that would touch are left out
+            body += f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{number}</text>'
+            told = x
     for row, (name, curve) in enumerate(curves.items()):
         colour, height = COLOURS[row % len(COLOURS)], HEIGHT - BOTTOM - 14 - 16 * (len(curves) - 1 - row)
         body += _curve(name, curve, most, colour)

@@ -109,8 +109,8 @@ def export_policy(
             else:
                 model = graphs.openvino_model(module, examples)
                 if calibration is not None and name in QUANTIZED:
-                    is_transformer = name == "denoiser" and policy.config.denoiser == "transformer"
-                    model = graphs.quantize(model, _samples(policy, name, calibration), is_transformer)
+                    samples = _samples(policy, name, calibration)
+                    model = graphs.quantize(model, samples, policy.config, name == "denoiser")
                 graphs.write_openvino(model, file)
         write_config(policy, draft)
         told = _told(policy, format, calibration is not None) | {"source_weights_sha256": source_sha256}
