@@ -140,7 +140,7 @@ def test_the_denoising_is_scrubbed_and_played(page, running):
     page.wait_for_selector('section[aria-label="Denoising"][data-at="4"]')
     panel.locator(".multiples button").first.click()
     page.wait_for_selector('section[aria-label="Denoising"][data-at="0"]')
-    assert "Before step 1 of 4, noise level t = 75" in panel.inner_text()
+    assert "Before step 1 of 4, noise level t = 90" in panel.inner_text()
     panel.get_by_role("button", name="Play").click()
     page.wait_for_selector('section[aria-label="Denoising"][data-at="4"]')
     panel.get_by_role("button", name="Follow").click()
@@ -167,7 +167,7 @@ def test_an_image_policy_shows_what_it_sees(page, running):
     panel.locator("circle").nth(63).wait_for()
     assert panel.locator("image").count() == 2
     assert panel.locator("circle").count() == 64
-    assert page.locator("select", has_text="DDIM").input_value() == "DDIM"
+    assert page.locator("select", has_text="DDIM").input_value() == "DPMSolverMultistep"
 
 
 def test_a_lost_connection_is_told_and_comes_back(page, policies):
