@@ -211,8 +211,8 @@ def convert(arguments: list[str]) -> None:
     """Write demonstrations as a LeRobot v3.0 data set, or a policy as LeRobot loads it."""
     required = ConvertOptions(source=tyro.MISSING, target=tyro.MISSING)
     options = parse(required, "convert", arguments, str(convert.__doc__))
+    acting = {name: getattr(options, name) for name in ("noise_scheduler_type", "num_inference_steps")}
     if options.to == "lerobot":
-        acting = {name: getattr(options, name) for name in ("noise_scheduler_type", "num_inference_steps")}
         if options != ConvertOptions(options.source, options.target, options.to, **acting):
             advice = "leave out --episodes, --images, --video-codec and --revision: they are for demonstrations"
             raise ConfigError(mismatch("visuomotor convert --to lerobot", "a policy and TARGET alone", "more", advice))
@@ -225,8 +225,8 @@ def convert(arguments: list[str]) -> None:
         policy = policy.with_sampler(**acting)
         save_lerobot(policy, options.target)
     else:
-        for name in ("noise_scheduler_type", "num_inference_steps"):
-            if getattr(options, name) is not None:
+        for name, value in acting.items():
+            if value is not None:
                 flag, advice = f"--{name.replace('_', '-')}", "leave it out, or add --to lerobot"
                 raise ConfigError(mismatch(flag, "a policy to convert", "demonstrations", advice))
         if options.images and options.video_codec:

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visuomotor.policy.products import convolve, is_fast, linear
-from visuomotor.policy.temporal import FEW, Grow, NormMish, Shrink, TemporalConv
+from visuomotor.policy.temporal import FEW, Grow, Kept, NormMish, Shrink, TemporalConv
 from visuomotor.policy.vision import Conv3x3
+
+from .small import observation, small_batch, small_config, small_policy
 
 fast = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch is without oneDNN")
 
@@ -102,6 +104,7 @@ def test_layers_over_time_are_those_of_torch(dtype):
             assert_close(found[name], parameter.grad)
 
 
+@fast
 @pytest.mark.parametrize("make", [lambda: TemporalConv(16, 24, 5), lambda: Shrink(16), lambda: Grow(16)])
 def test_kept_weights_give_the_same_and_follow_the_weight(make):
     torch.manual_seed(0)
@@ -134,6 +137,24 @@ def inputs() -> dict[bool, Tensor]:
     """Few sequences, and many."""
     generator = torch.Generator().manual_seed(1)
     return {few: torch.randn(8, FEW if few else FEW + 1, 16, generator=generator) for few in (True, False)}
+
+
+@fast
+def test_planning_keeps_weights_and_new_ones_act_at_once():
+    policy = small_policy(small_config(environment=4)).eval()
+    seen = observation(small_batch(policy.config, 2))
+    noise = torch.randn(policy.noise_draws(), 2, policy.config.horizon, 3)
+    before = policy.plan(seen, noise)
+    layers = [module for module in policy.modules() if isinstance(module, Kept)]
+    assert layers and all(layer.kept() is not None for layer in layers)
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.mul_(1.5)
+    after = policy.plan(seen, noise)
+    assert not torch.equal(after, before)
+    fresh = small_policy(small_config(environment=4)).eval()
+    fresh.load_state_dict(policy.state_dict())
+    assert_close(after, fresh.plan(seen, noise))
 
 
 def test_weights_are_not_kept_where_that_would_cost_more_or_fail():
