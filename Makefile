@@ -16,6 +16,9 @@ TESTS := not lerobot and not gpu
 
 .DEFAULT_GOAL := help
 BENCHMARKED ?= outputs/benchmarks/pusht
+TWO_CAMERAS ?= outputs/benchmarks/two_cameras
+# Of training steps: what changes the work, in `visuomotor train`'s words.
+OPTIONS := --batch-size 16 --noise-draws 4 --consecutive-windows 4
 
 .PHONY: help demo test check lerobot benchmarks docs notebook lint format clean
 
@@ -50,7 +53,12 @@ benchmarks: $(VENV)/.dev $(LEROBOT)/.installed
 	test -d $(BENCHMARKED) || $(BIN)/visuomotor convert $(DATA) $(BENCHMARKED)
 	$(BIN)/python benchmarks/writing.py $(DATA) --lerobot $(LEROBOT)/bin/python --episodes 60
 	$(BIN)/python benchmarks/loading.py $(BENCHMARKED) --lerobot $(LEROBOT)/bin/python
+	test -d $(TWO_CAMERAS) || $(BIN)/python benchmarks/two_cameras.py $(TWO_CAMERAS)
+	$(BIN)/python benchmarks/loading.py $(TWO_CAMERAS) --lerobot $(LEROBOT)/bin/python --resize 240 320 --batches 3 \
+		--rounds 3 --output benchmarks/loading-two-cameras.json
 	$(BIN)/python benchmarks/training.py $(BENCHMARKED) --lerobot $(LEROBOT)/bin/python --python $(BIN)/python
+	$(BIN)/python benchmarks/training.py $(BENCHMARKED) --lerobot $(LEROBOT)/bin/python --python $(BIN)/python \
+		--cases "U-Net 128-256-512" --output benchmarks/training-options.json --ours $(OPTIONS)
 	$(BIN)/python benchmarks/latency.py --lerobot $(LEROBOT)/bin/python --threads 2
 
 docs: $(VENV)/.dev

@@ -15,6 +15,13 @@ of both, cropped at the centre, is compared.
 
 On a GPU a batch is ready when it lies there, cropped and normalised. LeRobot's preprocessor copies it there, and ours
 gathers it there; both programs wait for the GPU before and after the time that is measured.
+
+    .venv/bin/python benchmarks/two_cameras.py ARM
+    .venv/bin/python benchmarks/loading.py ARM --lerobot .venv-lerobot/bin/python --resize 240 320 \\
+        --batches 3 --rounds 3 --output benchmarks/loading-two-cameras.json
+
+A robot's frames are resized by both, and cropped to nine tenths of that, as the preset `arm` does: LeRobot resizes
+those of every batch in its encoder, we resize once, while they are decoded.
 """
 
 import argparse
@@ -42,7 +49,8 @@ from visuomotor.files import write_json
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.policy.vision import draw_offsets
 
-BATCH, CROP, LAST = 64, (84, 84), 7  # windows; pixels; frames at an episode's end where no window begins
+BATCH, LAST = 64, 7  # windows; frames at an episode's end where no window begins
+CROP, CROP_RATIO = (84, 84), 0.9  # pixels; share of a resized image
 SWEEP = {"num_workers": (0, 1, 2, 4), "video_backend": ("pyav", "torchcodec"), "threads": (1, 2)}
 TOLERANCE = 1e-5
 
@@ -55,16 +63,19 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.diffusion.processor_diffusion import make_diffusion_pre_post_processors
 from lerobot.utils.feature_utils import dataset_to_policy_features
-from torchvision.transforms import CenterCrop, RandomCrop
+from torchvision.transforms import CenterCrop, Compose, RandomCrop, Resize
 
 job = json.load(open(sys.argv[1]))
 order = np.load(job["order"])
-root, crop, image = job["root"], job["crop"], job["image"]
+root, crop, images = job["root"], job["crop"], job["images"]
+smaller = [Resize(job["resize"])] if job["resize"] else []
 
 def prepare(batch, preprocessor, cut):
-    batch[image] = batch[image].to(dtype=torch.float32) / 255.0
+    for image in images:
+        batch[image] = batch[image].to(dtype=torch.float32) / 255.0
     batch = preprocessor(batch)
-    batch["observation.images"] = cut(batch[image].flatten(0, 1))
+    for image in images:
+        batch[image] = cut(batch[image].flatten(0, 1))
     return batch
 
 def wait():
@@ -79,7 +90,7 @@ def run(setting, cut, batches, warm):
     outputs = {k: f for k, f in features.items() if f.type is FeatureType.ACTION}
     inputs = {k: f for k, f in features.items() if k in job["deltas"] and k not in outputs}
     config = DiffusionConfig(input_features=inputs, output_features=outputs, n_obs_steps=2, horizon=16,
-                             n_action_steps=8, crop_shape=tuple(crop), device=job["device"])
+                             n_action_steps=8, crop_shape=tuple(crop), resize_shape=job["resize"], device=job["device"])
     preprocessor, _ = make_diffusion_pre_post_processors(config, dataset.meta.stats)
     workers = setting["num_workers"]
     loader = torch.utils.data.DataLoader(dataset, batch_size=job["batch"], sampler=order.tolist(), num_workers=workers,
@@ -95,11 +106,10 @@ def run(setting, cut, batches, warm):
     return time.perf_counter() - begun, last
 
 if "values" in job:
-    _, batch = run(job["setting"], CenterCrop(crop), 1, 0)
-    np.savez(job["values"], image=batch["observation.images"].contiguous().cpu().numpy(),
-             state=batch["observation.state"].cpu().numpy(), action=batch["action"].cpu().numpy())
+    _, batch = run(job["setting"], Compose([*smaller, CenterCrop(crop)]), 1, 0)
+    np.savez(job["values"], **{name: batch[name].contiguous().cpu().numpy() for name in job["deltas"]})
 else:
-    seconds, _ = run(job["setting"], RandomCrop(crop), job["batches"], job["warm"])
+    seconds, _ = run(job["setting"], Compose([*smaller, RandomCrop(crop)]), job["batches"], job["warm"])
     versions = {name: version(name) for name in ("lerobot", "torch", "torchcodec", "av")}
     print(json.dumps({"versions": versions, "samples_per_second": job["batches"] * job["batch"] / seconds}))
 """
@@ -130,7 +140,7 @@ class LeRobot:
         return told["samples_per_second"]
 
     def values(self, setting: dict[str, Any]) -> dict[str, np.ndarray]:
-        """The first batch, cropped at the centre: `image`, `state` and `action`."""
+        """The first batch, cropped at the centre."""
         path = self.folder / "values.npz"
         self._run(setting | {"num_workers": 0}, values=str(path)).check_returncode()
         return dict(np.load(path))
@@ -160,29 +170,29 @@ class Ours:
     """Visuomotor's loader: `Dataset.batch` and what the policy does before its network.
 
     Args:
-        dataset: Push-T, or another set of one camera.
-        image: The camera.
+        dataset: As the policy sees it, resized.
         steps: As for `Dataset.batch`.
-        device: Where batches are to lie. On `cuda` the data lie there too, unless frames stay encoded.
+        options: `device` is where batches are to lie (on `cuda` the data lie there too, unless frames stay encoded).
     """
 
-    def __init__(self, dataset: Dataset, image: str, steps: dict[str, list[int]], device: str):
+    def __init__(self, dataset: Dataset, steps: dict[str, list[int]], options: argparse.Namespace):
         inputs = {name: dataset.features[name] for name in steps if name != "action"}
         outputs = {"action": dataset.features["action"]}
         # The U-Net is not used: a small one.
-        config = DiffusionConfig(input_features=inputs, output_features=outputs, crop_shape=CROP, down_dims=(64, 64))
-        self.dataset, self.image, self.steps, self.device = dataset, image, steps, device
-        self.policy = DiffusionPolicy(config, {name: dataset.statistics[name] for name in steps}).to(device)
-        there = device == "cuda" and isinstance(dataset.frames[image], np.ndarray)
-        self.kept = Resident(dataset, steps, device) if there else dataset
+        config = DiffusionConfig(input_features=inputs, output_features=outputs, down_dims=(64, 64), **options.seen)
+        self.dataset, self.steps, self.device = dataset, steps, options.device
+        self.policy = DiffusionPolicy(config, {name: dataset.statistics[name] for name in steps}).to(self.device)
+        decoded = all(isinstance(dataset.frames[image], np.ndarray) for image in config.image_features)
+        self.kept = Resident(dataset, steps, self.device) if self.device == "cuda" and decoded else dataset
 
     def prepare(self, batch: dict[str, torch.Tensor], generator: torch.Generator | None) -> dict[str, torch.Tensor]:
         """Cropped, at random where there is a generator, and normalised."""
-        size, offsets = self.policy.config.image_features[self.image].shape[1:], {}
-        if generator is not None:
-            drawn = draw_offsets((size[0], size[1]), len(batch["action"]), self.policy.config, generator)
+        config, offsets = self.policy.config, {}
+        for image, feature in config.image_features.items() if generator else ():
+            assert generator is not None
+            drawn = draw_offsets((feature.shape[1], feature.shape[2]), len(batch["action"]), config, generator)
             assert drawn is not None
-            offsets = {self.image: send(drawn, self.device)}
+            offsets[image] = send(drawn, self.device)
         prepared = self.policy._prepare(batch, offsets)
         return prepared | {"action": self.policy.normalizer("action", batch["action"].to(self.device))}
 
@@ -209,41 +219,48 @@ class Ours:
 def main() -> None:
     """Prints tables of the sweep, of medians and of ratios, and writes JSON beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="a LeRobot v3.0 folder of one camera")
+    parser.add_argument("source", help="a LeRobot v3.0 folder")
     parser.add_argument("--lerobot", required=True, help="the Python of LeRobot's environment")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where a batch is to lie")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=12, help="of LeRobot, in each round and setting; ours take 20 x")
     parser.add_argument("--threads", type=int, default=1, help="torch's here; a batch is hardly worth sharing")
+    parser.add_argument("--resize", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of every frame, by both")
+    parser.add_argument("--output", type=Path, help="loading.json beside this file, on a GPU loading-cuda.json")
     options = parser.parse_args()
+    options.seen = {"crop_shape": CROP}
+    if options.resize:
+        options.resize = tuple(options.resize)
+        options.seen = {"resize_shape": options.resize, "crop_ratio": CROP_RATIO}
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
         os.environ["VISUOMOTOR_CACHE"] = name  # so that the store is built
         results = _measure(options, Path(name))
     name = "loading.json" if options.device == "cpu" else f"loading-{options.device}.json"
-    write_json(Path(__file__).with_name(name), results)
+    write_json(options.output or Path(__file__).with_name(name), results)
 
 
 def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    dataset = load_dataset(options.source)
-    (image,) = dataset.camera_keys
-    steps = {image: [-1, 0], "observation.state": [-1, 0], "action": list(range(-1, 15))}
+    dataset = load_dataset(options.source, resize=options.resize)
+    observed = [*dataset.camera_keys, "observation.state"]
+    steps = {name: [-1, 0] for name in observed} | {"action": list(range(-1, 15))}
     order = WindowOrder(dataset.anchors(LAST), BATCH, seed=0)
     np.save(folder / "order.npy", np.concatenate([order.batch(step) for step in range(1000)]))
     deltas = {name: [step / dataset.fps for step in offsets] for name, offsets in steps.items()}
+    crop = DiffusionConfig(**options.seen).crop
     job: dict[str, Any] = {"root": str(Path(options.source).resolve()), "order": str(folder / "order.npy")}
-    job |= {"image": image, "deltas": deltas, "crop": CROP, "batch": BATCH, "batches": options.batches, "warm": 4}
-    job["device"] = options.device
+    job |= {"images": dataset.camera_keys, "deltas": deltas, "resize": options.resize, "crop": crop}
+    job |= {"batch": BATCH, "batches": options.batches, "warm": 4, "device": options.device}
     lerobot = LeRobot(options.lerobot, job, folder)
 
     sweep = _sweep(lerobot)
     best = max(sweep, key=lambda setting: setting["samples_per_second"])
-    encoded = _encoded(options.source, folder, image, steps, options.device)
+    encoded = _encoded(steps, options)
     begun = time.perf_counter()
-    dataset.frames[image]
-    built = len(dataset) / (time.perf_counter() - begun)
+    stored = [dataset.frames[image] for image in dataset.camera_keys]
+    built = len(stored) * len(dataset) / (time.perf_counter() - begun)
     print(f"\nbuilding the store: {built:.0f} frames/s")
-    ours = Ours(dataset, image, steps, options.device)
+    ours = Ours(dataset, steps, options)
     difference = _compare(lerobot.values(best), ours, order)
 
     count = 20 * options.batches
@@ -253,7 +270,8 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "Visuomotor, without prefetch": lambda number: ours.rate(order, number * count, count, ahead=False),
         "Visuomotor, frames kept encoded": lambda number: encoded.rate(order, number * count, 2 * options.batches),
     }
-    np.asarray(dataset.frames[image]).max()  # mapped into memory, as after the first epoch
+    for frames in stored:
+        np.asarray(frames).max()  # mapped into memory, as after the first epoch
     rates: dict[str, list[float]] = {name: [] for name in rows}
     for number in range(options.rounds):
         for name, measure in rows.items():
@@ -264,6 +282,9 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "threads": options.threads,
         "cores": os.cpu_count(),
         "frames": len(dataset),
+        "cameras": {name: dataset.features[name].shape for name in dataset.camera_keys},
+        "resize": options.resize,
+        "crop": crop,
         "versions": versions(),
         "lerobot": lerobot.versions,
         "best_setting": best,
@@ -302,30 +323,30 @@ def _sweep(lerobot: LeRobot) -> list[dict[str, Any]]:
     return sweep
 
 
-def _encoded(source: str, folder: Path, image: str, steps: dict[str, list[int]], device: str) -> Ours:
+def _encoded(steps: dict[str, list[int]], options: argparse.Namespace) -> Ours:
     """Our loader with frames that stay encoded, in spite of the room there is."""
     os.environ["VISUOMOTOR_CACHE_LIMIT"] = "0"
-    dataset = load_dataset(source)
-    dataset.frames[image]
+    dataset = load_dataset(options.source, resize=options.resize)
+    for image in dataset.camera_keys:
+        dataset.frames[image]
     del os.environ["VISUOMOTOR_CACHE_LIMIT"]
-    return Ours(dataset, image, steps, device)
+    return Ours(dataset, steps, options)
 
 
 def _compare(theirs: dict[str, np.ndarray], ours: Ours, order: WindowOrder) -> dict[str, float]:
     """The largest differences of the first batch: of normalised numbers, and of images in grey levels of 255."""
-    batch = ours.prepare(ours.kept.batch(order.batch(0), ours.steps), None)
-    found = {"state": batch["observation.state"], "action": batch["action"], "image": batch[ours.image].flatten(0, 1)}
-    scale = 255 * torch.as_tensor(ours.dataset.statistics[ours.image]["std"]).numpy()
+    batch, cameras = ours.prepare(ours.kept.batch(order.batch(0), ours.steps), None), ours.dataset.camera_keys
     difference = {}
-    for name, value in found.items():
+    for name in ours.steps:
+        value = batch[name].flatten(0, 1) if name in cameras else batch[name]
         assert value.dtype == torch.float32
         assert value.shape == theirs[name].shape, (name, value.shape, theirs[name].shape)
-        apart = np.abs(value.cpu().numpy() - theirs[name])
-        difference[name] = float((apart * scale if name == "image" else apart).max())
+        scale = 255 * torch.as_tensor(ours.dataset.statistics[name]["std"]).numpy() if name in cameras else 1
+        difference[name] = float((np.abs(value.cpu().numpy() - theirs[name]) * scale).max())
     told = ", ".join(f"{name} {value:.1e}" for name, value in difference.items())
-    print(f"largest difference of a batch (image: grey levels of 255): {told}")
-    assert difference["image"] <= 1.001, "decoders differ by more than one grey level"
-    assert max(difference["state"], difference["action"]) <= TOLERANCE
+    print(f"largest difference of a batch (images: grey levels of 255): {told}")
+    for name, value in difference.items():
+        assert value <= (1.001 if name in cameras else TOLERANCE), f"{name} differs by {value}"
     return difference
 
 
