@@ -1,6 +1,7 @@
-"""A policy acts on an arm through LeRobot's robot classes. Needs LeRobot 0.6 beside Visuomotor.
+r"""A policy acts on an arm through LeRobot's robot classes. Needs LeRobot 0.6 beside Visuomotor.
 
-    python examples/lerobot_robot.py outputs/cups --data recordings/cups --port /dev/ttyACM0 --camera front=0
+    python examples/lerobot_robot.py outputs/cups --data recordings/cups --port /dev/ttyACM0 \
+        --camera front=0 --camera wrist=1 --device cuda
 
 Keep a hand on the emergency stop, and begin with low speeds. Other robots: replace `connect_so101`.
 """

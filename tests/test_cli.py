@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from visuomotor import __version__
@@ -204,6 +205,22 @@ def test_train_resume_and_evaluate(capsys, tmp_path):
     assert "of 2 episodes (95 % interval: 0.0 % to 65.8 %)" in out
     assert f"report:  {shown / 'report.html'}" in lines(out)
     assert len(json.loads((shown / "eval.json").read_text())["episodes"]) == 2
+
+
+def test_what_no_simulator_can_measure_is_validated_next(refused, capsys, tmp_path):
+    from visuomotor.data.writer import DatasetWriter
+
+    number = {"dtype": "float32", "shape": (3,), "names": None}
+    with DatasetWriter.create(tmp_path / "set", 10, {"observation.state": number, "action": number}) as writer:
+        for row in np.arange(36, dtype=np.float32).reshape(12, 3):
+            writer.add_frame({"observation.state": row, "action": row + 1}, "Count.")
+        writer.save_episode()
+    run = tmp_path / "run"
+    assert main(["train", "debug", "--data", str(tmp_path / "set"), "--output", str(run), "--steps", "1"]) == 0
+    last = lines(capsys.readouterr().out)[-1]
+    assert last == f"next:    visuomotor validate {run} --output {run / 'validation'}"
+    message = refused("eval", str(run), "--output", str(tmp_path / "evaluation"))
+    assert message.endswith("; take a policy trained on Push-T; without a simulator: visuomotor validate")
 
 
 def command(*arguments: str, **options) -> subprocess.Popen:

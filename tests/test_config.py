@@ -120,6 +120,10 @@ STATE = Feature("STATE", (2,))
             "observation.b: expected (3, 96, 96), got (3, 96, 128); all cameras share one shape",
         ),
         (
+            {"input_features": {"observation.a": IMAGE, "observation.b": Feature("VISUAL", (1, 96, 96))}},
+            "observation.b: expected (3, 96, 96), got (1, 96, 96); all cameras need the same number of channels",
+        ),
+        (
             {"input_features": {"action": Feature("ACTION", (2,))}},
             "action: expected a camera, observation.state or observation.environment_state, got ACTION; join",
         ),

@@ -171,6 +171,16 @@ def test_more_rounds_may_be_asked_for_later(policy, straight, tmp_path):
     assert contents(tmp_path / "longer") == contents(straight)
 
 
+def test_a_policy_of_chosen_episodes_is_refused(tmp_path):
+    """They would choose among the kept episodes too."""
+    recipe = preset("debug")
+    recipe = replace(recipe, training=replace(recipe.training, episodes=(0,), device="cpu"))
+    train(recipe, DATA, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"policy: expected one that was trained on all of its data, got episodes"):
+        improve(tmp_path / "run", DATA, tmp_path / "out", **SMALL | {"preset_name": None})
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_would_be_another_improvement_is_refused(policy, tmp_path):
     settings = SMALL | {"rounds": 1, "evaluation_episodes": 0}
     improve(policy, DATA, tmp_path / "out", **settings)
@@ -178,6 +188,8 @@ def test_what_would_be_another_improvement_is_refused(policy, tmp_path):
         improve(policy, DATA, tmp_path / "out", **settings)
     with pytest.raises(ConfigError, match=r"expected attempts 2, keep 0\.5, got attempts 3, keep 1; keep these"):
         improve(policy, DATA, tmp_path / "out", resume=True, **settings | {"attempts": 3, "keep": 1})
+    with pytest.raises(ConfigError, match="expected preset debug, got preset demo; keep these"):
+        improve(policy, DATA, tmp_path / "out", resume=True, **settings | {"preset_name": "demo"})
     with pytest.raises(
         ConfigError, match=r"expected policy .*policy, weights_sha256 \w{64}, got policy .*run, weights"
     ):

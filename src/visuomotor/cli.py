@@ -97,6 +97,7 @@ def train(arguments: list[str]) -> None:
         recipe = read_run(options.output).recipe  # the flags of the first call need not be repeated
         options = parse(_train_defaults(recipe), verb, flags, about)
 
+    from visuomotor.policy.checkpoint import read_config
     from visuomotor.training.loop import train as run
 
     policy = dataclasses.replace(recipe.policy, **_visible(options.policy))
@@ -106,7 +107,8 @@ def train(arguments: list[str]) -> None:
     if os.environ.get("RANK", "0") != "0":  # torchrun: the first process speaks for all
         return
     print(f"trained: {checkpoint}")
-    verb, folder = ("validate", "validation") if name == "arm" else ("eval", "evaluation")
+    simulated = read_config(checkpoint / "policy").output_features["action"].shape == (2,)  # as Push-T's
+    verb, folder = ("eval", "evaluation") if simulated else ("validate", "validation")
     print(f"next:    visuomotor {verb} {options.output} --output {options.output / folder}")
 
 

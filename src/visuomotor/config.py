@@ -71,7 +71,8 @@ class DiffusionConfig:
     crop_is_random: bool = True
     """Random crop in training, each sample at its own offset. Acting always takes the centre."""
     use_group_norm: bool = True
-    """GroupNorm (16 channels a group) in the trunk, which an average of weights needs; otherwise BatchNorm."""
+    """GroupNorm (16 channels a group) in the trunk; otherwise BatchNorm, of which the average of weights takes over the
+    running statistics as they are."""
     pretrained_backbone_weights: str | None = None
     """A timm model on the hub to take the trunk's weights from: `timm/resnet18.tv_in1k`, or a safetensors file."""
     spatial_softmax_num_keypoints: int = 32
@@ -285,6 +286,8 @@ class DiffusionConfig:
             first = next(iter(images.values())).shape
             if feature.shape[0] != first[0] or (feature.shape != first and resize is None):
                 advice = "all cameras share one shape: set resize_shape, or choose the cameras"
+                if feature.shape[0] != first[0]:
+                    advice = "all cameras need the same number of channels: choose those that have it"
                 raise ConfigError(mismatch(name, first, feature.shape, advice))
             height, width = resize or feature.shape[1:]
             if crop and (crop[0] > height or crop[1] > width):

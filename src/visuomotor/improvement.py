@@ -98,6 +98,10 @@ def improve(
     if threads:
         torch.set_num_threads(threads)
     base = training_of(policy_source, preset_name)
+    if base.episodes or base.tasks:  # they would choose among the kept episodes, too
+        found = f"episodes {base.episodes}, tasks {base.tasks}"
+        advice = "write those episodes as a data set of their own and name a preset"
+        raise ConfigError(mismatch("policy", "one that was trained on all of its data", found, advice))
     if not from_scratch:
         base = continued(base, steps or STEPS, LEARNING_RATE, WARMUP)
     asked = {"steps": steps, "optimizer_lr": optimizer_lr, "threads": threads or None, "device": device}
@@ -106,6 +110,7 @@ def improve(
         "policy": str(policy_source),
         "weights_sha256": sha256(find_policy(policy_source) / "model.safetensors"),
         "data": source_names(sources),
+        "preset": preset_name,
         "seed": seed,
         "episodes_per_round": episodes_per_round,
         "attempts": attempts,

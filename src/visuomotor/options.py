@@ -149,9 +149,9 @@ class ValidateOptions:
     output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder for validation.json and validation.html."""
     data: Annotated[str | None, tyro.conf.arg(metavar="SOURCE")] = None
-    """Demonstrations to compare with, as for `visuomotor train`; None takes those that the run was trained on."""
+    """Demonstrations to compare with, as for `visuomotor train`; None takes the run's own."""
     episodes: tuple[int, ...] | None = None
-    """Numbers of the episodes, best those that were held out of training; None takes all."""
+    """Numbers of the episodes; None takes those that the run has held out (all, if it has none), or all of --data."""
     draws: int = 4
     """Noises that each chunk is predicted from."""
     seed: int = 0

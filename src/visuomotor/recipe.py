@@ -167,6 +167,7 @@ class TrainingConfig:
                 self.optimizer_weight_decay,
                 "the recipe has 1e-6",
             ),
+            (self.seed >= 0, "seed", "0 or more", self.seed, "any will do"),
             (self.threads >= 0, "threads", "0 or more", self.threads, "0 leaves torch's choice"),
         ]
         check_rules(rules)

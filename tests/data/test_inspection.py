@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from io import StringIO
 
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from visuomotor.data import findings
+from visuomotor.data.conversion import convert
 from visuomotor.data.dataset import Dataset, read
 from visuomotor.data.demonstrations import Demonstrations, frame_numbers
 from visuomotor.data.frames import Camera, fingerprint
@@ -208,11 +210,14 @@ def test_what_may_well_be_is_no_finding(change):
 
 
 def test_episodes_too_short_to_train_on():
-    _, _, made = sound((40, 0, 1, 7, 8), range(5))
-    assert [(f.kind, f.episode, f.text.split(":")[0]) for f in inspect(Dataset(made, check=False)).findings] == [
+    _, _, made = sound((40, 0, 1, 7, 8, 23, 24), range(7))
+    told = "{} frames: no training window, as drop_n_last_frames{} unless you lower it"
+    assert [(f.kind, f.episode, f.text) for f in inspect(Dataset(made, check=False)).findings] == [
         ("short", 1, "the episode has no frames"),
-        ("short", 2, "1 frames"),
-        ("short", 3, "7 frames"),
+        ("short", 2, told.format(1, " is 7")),
+        ("short", 3, told.format(7, " is 7")),
+        ("short", 4, told.format(8, " of preset arm is 23")),
+        ("short", 5, told.format(23, " of preset arm is 23")),
     ]
 
 
@@ -227,7 +232,7 @@ def test_the_float32_of_a_long_episode_is_no_jump():
     ("name", "change", "text"),
     [
         ("observation.state", {}, None),
-        ("observation.state", {"count": 131}, "the stored ones are of 131 frames, the data have 130; have them"),
+        ("observation.state", {"count": 131}, "the stored ones are of 131 frames, the data have 130; delete"),
         ("observation.state", {"max": 0.5}, "the stored max of y is "),
         ("observation.state", {"mean": 0.01}, "the stored mean of y is "),
         ("observation.state", {"std": 1.01}, "the stored std of y is "),
@@ -245,6 +250,30 @@ def test_statistics_of_other_data_are_found(name, change, text):
     found = inspect(Dataset(replace(made, statistics={name: values}), check=False)).findings
     assert [(f.kind, f.feature) for f in found] == ([("statistics", name)] if text else [])
     assert all(text in finding.text for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("version", "file"),
+    [("v3.0", "stats.json"), ("v2.1", "episodes_stats.jsonl"), ("v2.0", "stats.json")],
+)
+def test_the_advice_on_wrong_statistics_helps(tmp_path, version, file):
+    folder = tmp_path / "set"
+    if version == "v3.0":
+        convert(write_legacy(tmp_path / "source", "v2.1"), folder)
+    else:
+        write_legacy(folder, version)
+    path = folder / "meta" / file
+    content = path.read_text()
+    path.write_text(re.sub(r'("max": \[\s*17)', r"\g<1>0", content))
+    wrong = [f.text for f in inspect(Dataset(read(folder), check=False)).findings if f.kind == "statistics"]
+    assert len(wrong) == 2  # state and action
+    assert all(text.endswith(f"; delete meta/{file}: training computes them") for text in wrong)
+    convert(folder, tmp_path / "converted")
+    path.unlink()
+    for mended in (folder, tmp_path / "converted"):
+        dataset = Dataset(read(mended), check=False)
+        assert dataset.statistics["action"]["max"].tolist() == [17, 0]
+        assert "statistics" not in [finding.kind for finding in inspect(dataset).findings]
 
 
 def test_a_camera_that_cannot_be_decoded_is_a_finding():

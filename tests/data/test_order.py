@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from visuomotor.data.order import WindowOrder, shared_frames
+from visuomotor.data.order import WindowOrder, run_leaders, shared_frames
 
 ROWS = np.array([3, 5, 7, 11, 13, 17, 19])
 
@@ -50,7 +50,7 @@ def test_runs_are_of_the_length_asked_for() -> None:
 
 def test_frames_are_shared_within_a_run_and_not_between_runs() -> None:
     rows = np.array([5, 6, 7, 6, 9, 10])
-    leaders, first, index = shared_frames(rows, np.stack([rows - 1, rows], axis=1))
+    leaders, (first, index) = run_leaders(rows), shared_frames(rows, np.stack([rows - 1, rows], axis=1))
     assert leaders.tolist() == [0, 0, 0, 3, 4, 4]
     frames = np.stack([rows - 1, rows], axis=1).ravel()[first]
     assert sorted(frames.tolist()) == [4, 5, 5, 6, 6, 7, 8, 9, 10]
@@ -59,5 +59,5 @@ def test_frames_are_shared_within_a_run_and_not_between_runs() -> None:
 
 
 def test_the_frame_that_stands_in_before_an_episode_is_encoded_once() -> None:
-    _, first, index = shared_frames(np.array([0]), np.array([[0, 0]]))
+    first, index = shared_frames(np.array([0]), np.array([[0, 0]]))
     assert (first.tolist(), index.tolist()) == ([0], [[0, 0]])

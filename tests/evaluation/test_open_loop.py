@@ -11,8 +11,19 @@ from visuomotor.cli import main
 from visuomotor.config import Feature
 from visuomotor.data.dataset import load_dataset
 from visuomotor.data.writer import DatasetWriter
+from visuomotor.deployment.export import export
 from visuomotor.errors import CheckpointError, ConfigError, DatasetError
-from visuomotor.evaluation.open_loop import BATCH, HELD_OUT, TRAINED_ON, Replay, replay_episodes, summary, validate
+from visuomotor.evaluation.open_loop import (
+    BATCH,
+    HELD_OUT,
+    TRAINED_ON,
+    Replay,
+    as_text,
+    replay_episodes,
+    summary,
+    validate,
+)
+from visuomotor.evaluation.open_loop_page import validation_page
 from visuomotor.policy.checkpoint import save_policy
 from visuomotor.policy.diffusion import DiffusionPolicy
 
@@ -100,6 +111,13 @@ def test_a_joint_that_hardly_moves_does_not_decide() -> None:
     recorded, held = np.zeros((2, 4)), np.full((2, 4), [10.0, 5.0, 1e-6, 0.0])
     result = summary([Replay(0, recorded, recorded[None] + 1.0, held)], ["a", "b", "jitters", "fixed"])
     assert result["relative_error"] == pytest.approx(0.2)  # of 0.1, 0.2 and a million
+    told = "overall: 0.20 of the error of repeating the last action, the median of 3 joints in 1 episodes"
+    assert as_text(result).splitlines()[-1] == told
+    settings = {"policy": "p", "data": "d", "episodes": "all", "draws": 1}
+    page = Page(validation_page(result | {"settings": settings, "versions": {}}, []))
+    assert "2 of 3" in page.texts
+    still = summary([Replay(0, recorded, recorded[None], recorded)], ["a", "b", "c", "d"])
+    assert as_text(still).splitlines()[-1] == "overall: no joint moves in 1 episodes"
 
 
 @pytest.mark.parametrize("scheduler", ["DDIM", "DDPM"])
@@ -209,6 +227,49 @@ def test_a_run_is_measured_on_what_it_held_out(source: Path, tmp_path: Path) -> 
     assert [episode["episode"] for episode in result["episodes"]] == [1]
 
 
+def make_looking_policy(folder: Path, resize: tuple[int, int] | None) -> DiffusionPolicy:
+    """Writes `set`, an episode with a camera of 32 x 40, and `policy`, which looks at it."""
+    config = small_config(cameras=1, resize_shape=resize, crop_shape=None, num_inference_steps=2)
+    features = {"action": {"dtype": "float32", "shape": (3,), "names": None}}
+    features["observation.state"] = features["action"] | {"shape": (2,)}
+    features[next(iter(config.image_features))] = {"dtype": "image", "shape": (32, 40, 3), "names": None}
+    random = np.random.default_rng(0)
+    with DatasetWriter.create(folder / "set", 10, features) as writer:
+        for _ in range(6):
+            values = {name: random.integers(256, size=feature["shape"]) for name, feature in features.items()}
+            writer.add_frame({n: v.astype(np.uint8 if v.ndim > 1 else np.float32) for n, v in values.items()}, "Look.")
+        writer.save_episode()
+    policy = DiffusionPolicy(config, load_dataset(folder / "set").statistics).eval()
+    save_policy(policy, folder / "policy")
+    return policy
+
+
+def mean_errors(joints: list[dict]) -> list[float]:
+    return [joint["mean_absolute_error"] for joint in joints]
+
+
+@pytest.mark.parametrize("resize", [(16, 20), None])
+def test_frames_are_kept_in_the_size_that_the_policy_sees(
+    tmp_path: Path, cache: Path, resize: tuple[int, int] | None
+) -> None:
+    policy = make_looking_policy(tmp_path, resize)
+    found = validate(tmp_path / "policy", tmp_path / "set", output=tmp_path / "out", device="cpu")
+    (stored,) = (cache / "frames").glob("*.npy")
+    assert np.load(stored).shape == (6, *(resize or (32, 40)), 3)
+    whole = summary(replay_episodes(policy, load_dataset(tmp_path / "set")), ["0", "1", "2"])
+    tolerance = 0.02 if resize else 0  # whole grey levels
+    np.testing.assert_allclose(mean_errors(found["joints"]), mean_errors(whole["joints"]), rtol=tolerance)
+
+
+@pytest.mark.slow
+def test_an_export_sees_frames_as_recorded(tmp_path: Path) -> None:
+    policy = make_looking_policy(tmp_path, (16, 20))
+    export(tmp_path / "policy", tmp_path / "exported", "torch")
+    found = validate(tmp_path / "exported", tmp_path / "set", output=tmp_path / "out", device="cpu")
+    whole = summary(replay_episodes(policy, load_dataset(tmp_path / "set")), ["0", "1", "2"])
+    np.testing.assert_allclose(mean_errors(found["joints"]), mean_errors(whole["joints"]), rtol=1e-3)
+
+
 def test_data_that_does_not_fit_is_refused(source: Path, tmp_path: Path) -> None:
     def refused(changes: dict, kind: type[Exception] = DatasetError) -> str:
         policy = make_policy(source)
@@ -247,6 +308,6 @@ def test_a_policy_alone_knows_no_data(source: Path, tmp_path: Path) -> None:
 
 def test_actions_that_are_no_numbers(source: Path) -> None:
     policy = make_policy(source)
-    policy.normalizer.scale_1.fill_(torch.nan)
+    policy.normalizer.inverse_scale_1.fill_(torch.nan)
     with pytest.raises(CheckpointError, match="action: expected finite numbers"):
         replay_episodes(policy, load_dataset(source), draws=1)

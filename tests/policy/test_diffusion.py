@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from visuomotor.config import DiffusionConfig, Feature
-from visuomotor.data.order import shared_frames
+from visuomotor.data.order import run_leaders, shared_frames
 from visuomotor.errors import CheckpointError, ConfigError
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.policy.draws import Shared
@@ -532,14 +532,13 @@ def test_frames_that_windows_share_are_encoded_once() -> None:
     policy = small_policy(config)
     batch = small_batch(config, size=5)
     rows = np.array([7, 8, 9, 3, 4])  # two runs, of 3 and of 2 windows
-    leaders, first, index = shared_frames(rows, np.stack([rows - 1, rows], axis=1))
-    shared = Shared(*map(torch.from_numpy, (leaders, first, index)))
+    shared = Shared(*map(torch.from_numpy, shared_frames(rows, np.stack([rows - 1, rows], axis=1))))
     for name in config.image_features:
         images = batch[name].flatten(0, 1)
         batch[name] = images[shared.first][shared.index]  # as consecutive windows of a recording have them
-    draws = policy.draw(5, seeded(), noise_draws=2)
-    apart = dataclasses.replace(draws, offsets={n: o[shared.leaders] for n, o in draws.offsets.items()})
-    assert any(not torch.equal(apart.offsets[name], draws.offsets[name]) for name in draws.offsets)
+    drawn = policy.draw(5, seeded(), noise_draws=2)
+    draws = drawn.following(torch.from_numpy(run_leaders(rows)))
+    assert any(not torch.equal(drawn.offsets[name], draws.offsets[name]) for name in draws.offsets)
 
     seen: list[int] = []
     for encoder in policy.diffusion.rgb_encoder:
@@ -548,7 +547,7 @@ def test_frames_that_windows_share_are_encoded_once() -> None:
     found.backward()
     gradients = [parameter.grad.clone() for parameter in policy.parameters()]
     policy.zero_grad()
-    expected = policy(batch, apart)
+    expected = policy(batch, draws)
     expected.backward()
     assert seen == [7, 7, 10, 10]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)

@@ -94,13 +94,15 @@ def test_each_feature_has_its_own_statistics() -> None:
 
 @pytest.mark.parametrize("mode", ["MIN_MAX", "MEAN_STD"])
 def test_a_dimension_that_never_changed(mode: Mode) -> None:
-    """It is shifted, not divided by almost nothing: a stray value stays a moderate number."""
+    """A stray value stays a moderate number, not divided by almost nothing; and what was never moved is not moved."""
     constant = {"min": np.array([0.0, 7.0, 0.0]), "max": np.array([1.0, 7.0, 1.0])}
     constant |= {"mean": np.array([0.5, 7.0, 0.5]), "std": np.array([0.1, 0.0, 0.1])}
     normalizer = state_normalizer(mode, constant)
     found = normalizer("action", torch.tensor([[0.5, 7.0, 0.5], [0.5, 7.5, 0.5]]))[:, 1]
     assert found.tolist() == ([-1.0, -0.5] if mode == "MIN_MAX" else [0.0, 0.5])
-    assert normalizer.inverse("action", torch.tensor([[0.0, found[0], 0.0]]))[0, 1] == 7.0
+    back = normalizer.inverse("action", torch.tensor([[0.5, word, -0.5] for word in (-1.0, 0.0, 0.9)]))
+    assert back[:, 1].tolist() == [7.0, 7.0, 7.0]
+    assert normalizer("action", back)[0, [0, 2]].tolist() == pytest.approx([0.5, -0.5])  # the others move
 
 
 @pytest.mark.parametrize("mode", ["MIN_MAX", "MEAN_STD", "IDENTITY"])

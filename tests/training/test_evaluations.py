@@ -44,6 +44,21 @@ def test_success_is_measured_in_the_background(recipe, demonstrations, tmp_path,
         assert found["settings"]["weights_sha256"] == hashlib.sha256(weights).hexdigest()
 
 
+def test_what_was_due_when_the_run_was_stopped_is_measured_when_it_goes_on(
+    recipe, demonstrations, tmp_path, monkeypatch
+):
+    run, evaluated = tmp_path / "run", change(recipe, evaluate_every=2, evaluate_episodes=1)
+    asked = []
+    monkeypatch.setattr(Evaluations, "step", lambda self, done, policy: asked.append(done))
+    monkeypatch.setattr(Evaluations, "finish", lambda self, stop: None)
+    for resume in (False, True):
+        train(evaluated, demonstrations, run, resume=resume)
+    assert asked == [1, 2, 3, 4, 4]
+    (run / "evaluations.jsonl").write_text('{"step": 4}\n')
+    train(evaluated, demonstrations, run, resume=True)
+    assert asked == [1, 2, 3, 4, 4]  # measured by now
+
+
 def replace_command(monkeypatch: pytest.MonkeyPatch, code: str) -> list[subprocess.Popen]:
     real, started = subprocess.Popen, []
 

@@ -81,6 +81,17 @@ def test_a_checkpoint_holds_what_the_design_names(recipe: Recipe, demonstrations
     }
 
 
+def test_lines_tell_passes_over_the_windows_and_the_rate_of_their_step(
+    recipe: Recipe, demonstrations: Path, tmp_path: Path
+) -> None:
+    changed = change(recipe, log_every=2, scheduler_warmup_steps=3)
+    train(changed, demonstrations, tmp_path / "run")
+    windows = json.loads((tmp_path / "run/config.json").read_text())["data"]["windows"]
+    found = [(line["step"], line["epoch"], line["learning_rate"]) for line in lines(tmp_path / "run")]
+    # Steps 2 and 4 are the second and the fourth: a third of the warm-up, and its end.
+    assert found == [(2, 8 / windows, pytest.approx(1e-4 / 3)), (4, 16 / windows, pytest.approx(1e-4))]
+
+
 def test_only_the_newest_checkpoints_stay(recipe: Recipe, demonstrations: Path, tmp_path: Path) -> None:
     train(change(recipe, save_every=1, keep_checkpoints=2), demonstrations, tmp_path / "run")
     assert names(tmp_path / "run") == ["step_000003", "step_000004"]

@@ -8,6 +8,7 @@ import torch
 from visuomotor.errors import ConfigError
 from visuomotor.recipe import Recipe
 from visuomotor.training.loop import train
+from visuomotor.training.processes import Processes
 
 from .runs import change, lines, names
 from .torchrun import assert_same_run, finish, kill, launch, stop, wait_for_lines, weights
@@ -46,8 +47,10 @@ def test_what_each_process_takes_in_parts_is_the_same_run_too(demonstrations: Pa
     assert_same_run(run, straight, 3)
 
 
-def test_parts_are_the_same_run(recipe: Recipe, demonstrations: Path, tmp_path: Path) -> None:
-    whole = change(recipe, batch_size=8, steps=3, save_every=3)
+@pytest.mark.parametrize("consecutive", [1, 3])
+def test_parts_are_the_same_run(recipe: Recipe, demonstrations: Path, tmp_path: Path, consecutive: int) -> None:
+    """Also where a part ends within a run of windows that share their reflection."""
+    whole = change(recipe, batch_size=8, steps=3, save_every=3, consecutive_windows=consecutive)
     train(whole, demonstrations, tmp_path / "whole")
     train(change(whole, gradient_accumulation_steps=4), demonstrations, tmp_path / "parts")
     assert_same_run(tmp_path / "parts", tmp_path / "whole", 3)
@@ -59,6 +62,16 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(
     wrong = change(recipe, batch_size=6, gradient_accumulation_steps=4)
     with pytest.raises(ConfigError, match="batch_size: expected a multiple of 4: 1 processes and 4 parts in each"):
         train(wrong, demonstrations, tmp_path / "run")
+
+
+def test_one_process_of_accelerate_launch_is_told_of(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Processes(recipe.training, "cpu")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    Processes(recipe.training, "cpu")
+    assert "accelerate launch has started one process" in capsys.readouterr().err
 
 
 def test_bfloat16_trains_close_to_float32(recipe: Recipe, demonstrations: Path, tmp_path: Path) -> None:

@@ -242,6 +242,36 @@ def test_a_stable_run_without_a_checkpoint_before_its_decay_says_so(stable, demo
     assert lines(run)[-1]["step"] == 13
 
 
+def test_what_was_extended_inexactly_stays_inexact(stable, demonstrations, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    train(change(stable, steps=9), demonstrations, run)
+    for early in ("step_000005", "step_000006"):
+        shutil.rmtree(run / "checkpoints" / early)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)  # of the extension: at step 11, with the rate of the longer run
+        with pytest.raises(SystemExit):
+            train(change(stable, steps=15), demonstrations, run, resume=True)
+    train(change(stable, steps=15, log_every=1), demonstrations, run, resume=True)  # unchanged: nothing is said of it
+    capsys.readouterr()
+    train(change(stable, steps=20), demonstrations, run, resume=True)
+    told = capsys.readouterr().err
+    assert "is not that of one run of 20" in told and "exactly" not in told
+
+
+def test_fewer_steps_than_are_done_are_refused(recipe, demonstrations, tmp_path):
+    run = tmp_path / "run"
+    train(recipe, demonstrations, run)
+    before = (run / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"steps: expected 4 or more, which .*step_000004 has done, got 3; the run"):
+        train(change(recipe, steps=3), demonstrations, run, resume=True)
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_a_checkpoint_is_loaded_by_the_name_that_train_returns(recipe, demonstrations, tmp_path):
+    checkpoint = train(recipe, demonstrations, tmp_path / "run")
+    assert load_policy(checkpoint).state_dict().keys() == load_policy(tmp_path / "run").state_dict().keys()
+
+
 def test_a_run_that_is_stopped_and_resumed_writes_the_lines_of_one_that_was_not(
     recipe, demonstrations, tmp_path, monkeypatch
 ):

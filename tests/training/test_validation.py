@@ -46,6 +46,15 @@ def test_something_must_be_left_to_train_on(recipe: Recipe, dataset: Dataset) ->
         change(recipe, validation_episodes=1.5)
 
 
+def test_a_source_named_twice_cannot_be_held_out(recipe: Recipe, demonstrations: Path, tmp_path: Path) -> None:
+    twice = [demonstrations, demonstrations]
+    with pytest.raises(
+        ConfigError, match=r"validation_episodes: expected sources that differ, got .*held out would be"
+    ):
+        train(change(recipe, validation_episodes=1), twice, tmp_path / "run")
+    train(change(recipe, steps=1), twice, tmp_path / "run")  # without, it weighs the data
+
+
 def test_the_loss_is_that_of_the_averaged_policy_on_all_windows(recipe: Recipe, demonstrations: Path, tmp_path) -> None:
     recipe = change(recipe, validation_episodes=1, validate_every=3, log_every=100, steps=7, save_every=6)
     train(recipe, demonstrations, tmp_path / "run")

@@ -9,6 +9,7 @@ from visuomotor.config import DiffusionConfig
 from visuomotor.data.dataset import Dataset
 from visuomotor.data.statistics import BLOCK
 from visuomotor.data.windows import TOLERANCE
+from visuomotor.presets import preset
 
 OUTLIER = 10  # interquartile ranges beyond the quartiles
 RARE = 0.01  # share of the frames: what more of them do is the data's nature
@@ -90,13 +91,14 @@ def _not_finite(dataset: Dataset) -> Iterator[Finding]:
 
 
 def _short(dataset: Dataset) -> Iterator[Finding]:
-    dropped = DiffusionConfig.drop_n_last_frames
+    usual, of_arm = DiffusionConfig.drop_n_last_frames, preset("arm").policy.drop_n_last_frames
     for episode, rows in _spans(dataset):
         length = rows.stop - rows.start
         if not length:
             yield Finding("short", "the episode has no frames", episode=episode)
-        elif length <= dropped:
-            text = f"{length} frames: no training window, as drop_n_last_frames is {dropped} unless you lower it"
+        elif length <= of_arm:
+            whose, dropped = ("", usual) if length <= usual else (" of preset arm", of_arm)
+            text = f"{length} frames: no training window, as drop_n_last_frames{whose} is {dropped} unless you lower it"
             yield Finding("short", text, episode=episode)
 
 
@@ -182,9 +184,11 @@ def _compare(dataset: Dataset, name: str, found: dict[str, np.ndarray]) -> Itera
     deviation to a twentieth of all grey levels, and not the extremes.
     """
     stored, image = dataset.demonstrations.statistics[name], name in dataset.camera_keys
+    file = "episodes_stats.jsonl" if dataset.demonstrations.version.endswith("v2.1") else "stats.json"
+    advice = f"delete meta/{file}: training computes them"
     if not image and int(stored["count"][0]) != len(dataset):
         text = f"the stored ones are of {int(stored['count'][0])} frames, the data have {len(dataset)}"
-        yield Finding("statistics", f"{text}; have them recomputed", name)
+        yield Finding("statistics", f"{text}; {advice}", name)
         return
     mean, deviation = (found[key].astype(np.float64).ravel() for key in ("mean", "std"))
     slack = 0.05 if image else 1e-3 * deviation + 1e-5 * np.abs(mean) + 1e-6  # they may have been float32 all along
@@ -194,7 +198,7 @@ def _compare(dataset: Dataset, name: str, found: dict[str, np.ndarray]) -> Itera
         if len(wrong):
             d = int(wrong[0])
             text = f"the stored {key} of {dimension(dataset, name, d)} is {theirs[d]:g}, the data's {ours[d]:g}"
-            yield Finding("statistics", f"{text}; have them recomputed", name)
+            yield Finding("statistics", f"{text}; {advice}", name)
             return
 
 

@@ -46,19 +46,28 @@ class WindowOrder:
         return rows[places[places < len(rows)]]
 
 
-def shared_frames(rows: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Finds runs of windows that follow one another by one row, and the frames within each run that are the same.
+def run_leaders(rows: np.ndarray) -> np.ndarray:
+    """For each of a batch's windows (B,) the first of its run: those that follow one another by one row.
+
+    What is random in an image (crop, reflection) is the leader's, or a frame that windows share would not be the same
+    picture.
+    """
+    begins = np.append(True, np.diff(rows) != 1)
+    return np.flatnonzero(begins)[np.cumsum(begins) - 1]
+
+
+def shared_frames(rows: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the frames within each run of windows that are the same.
 
     Args:
         rows: (B,) of the windows, in the order of the batch.
         frames: (B, To) the rows of the frames that each one sees.
 
     Returns:
-        What `policy.draws.Shared` holds: for each window the first of its run, (B,); where each of F frames occurs
-        first, (F,); and which of them each one is, (B, To).
+        What `policy.draws.Shared` holds: where each of F frames occurs first, (F,); and which of them each one is,
+        (B, To).
     """
-    begins = np.append(True, np.diff(rows) != 1)
-    leaders = np.flatnonzero(begins)[np.cumsum(begins) - 1]
+    leaders = run_leaders(rows)
     of_run = np.stack([np.broadcast_to(leaders[:, None], frames.shape), frames], axis=-1).reshape(-1, 2)
     _, first, index = np.unique(of_run, axis=0, return_index=True, return_inverse=True)
-    return leaders, first, index.reshape(frames.shape)
+    return first, index.reshape(frames.shape)

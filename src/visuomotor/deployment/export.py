@@ -153,7 +153,8 @@ def _told(policy: DiffusionPolicy, format: Format, int8: bool) -> dict[str, Any]
     """The content of `export.json`, which is all that `act.py` reads beside the graphs."""
     config = policy.config
     observations = {
-        name: {"shape": list(feature.shape)} | ({} if feature.type == "VISUAL" else _constants(policy.normalizer, name))
+        name: {"shape": list(feature.shape)}
+        | ({} if feature.type == "VISUAL" else _constants(policy.normalizer, name, ""))
         for name, feature in config.input_features.items()
     }
     shape = list(config.output_features["action"].shape)
@@ -163,7 +164,7 @@ def _told(policy: DiffusionPolicy, format: Format, int8: bool) -> dict[str, Any]
         "engine": format,
         "precision": "int8" if int8 else "float32",
         "observations": observations,
-        "action": {"shape": shape} | _constants(policy.normalizer, "action"),
+        "action": {"shape": shape} | _constants(policy.normalizer, "action", "inverse_"),
         "n_obs_steps": config.n_obs_steps,
         "horizon": config.horizon,
         "n_action_steps": config.n_action_steps,
@@ -180,9 +181,9 @@ def _told(policy: DiffusionPolicy, format: Format, int8: bool) -> dict[str, Any]
     }
 
 
-def _constants(normalizer: Normalizer, name: str) -> dict[str, list[float]]:
-    place = normalizer.places[name]
-    return {kind: getattr(normalizer, f"{kind}_{place}").tolist() for kind in ("offset", "scale")}
+def _constants(normalizer: Normalizer, name: str, way: Literal["", "inverse_"]) -> dict[str, list[float]]:
+    offset, scale = normalizer.constants(name, way)
+    return {"offset": offset.tolist(), "scale": scale.tolist()}
 
 
 def _check(format: str, int8: bool, data: Any) -> None:

@@ -17,7 +17,7 @@ from visuomotor.data.selection import load_selection
 from visuomotor.errors import CheckpointError, ConfigError, DatasetError, mismatch
 from visuomotor.evaluation.open_loop_page import Trace, validation_page
 from visuomotor.files import write_bytes, write_json
-from visuomotor.policy.checkpoint import find_policy, load_policy, weights_sha256
+from visuomotor.policy.checkpoint import EXPORT, find_policy, load_policy, weights_sha256
 from visuomotor.policy.device import choose_device
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.training.checkpoint import read_run
@@ -94,7 +94,8 @@ def validate(
     folder, device = find_policy(policy_source), choose_device(device)
     policy = load_policy(folder, device)
     source, numbers, seen = _choose(folder, policy_source, data, episodes)
-    dataset = load_dataset(source, episodes=numbers)
+    resize = None if (folder / EXPORT).is_file() else policy.config.resize_shape  # an export resizes for itself
+    dataset = load_dataset(source, episodes=numbers, resize=resize)
     check_features(policy, dataset)
     began = time.perf_counter()
     replays = replay_episodes(policy, dataset, draws, seed)
@@ -195,8 +196,11 @@ def as_text(validation: Mapping[str, Any]) -> str:
         error, hold = joint["mean_absolute_error"], joint["hold_mean_absolute_error"]
         lines.append(f"{joint['name']:{width}}  {error:19.4g}  {hold:25.4g}")
     relative = validation["relative_error"]
-    told = "no joint moves" if relative is None else f"{relative:.2f} of the error of repeating the last action"
-    lines.append(f"overall: {told}, the median of {len(joints)} joints in {len(validation['episodes'])} episodes")
+    told = "no joint moves"
+    if relative is not None:
+        moving = sum(joint["hold_mean_absolute_error"] > 0 for joint in joints)
+        told = f"{relative:.2f} of the error of repeating the last action, the median of {moving} joints"
+    lines.append(f"overall: {told} in {len(validation['episodes'])} episodes")
     return "\n".join(lines)
 
 

@@ -58,7 +58,8 @@ chunk; at an episode's beginning its first recorded action. Below 1 the policy i
 
 
 def _score(validation: Mapping[str, Any]) -> str:
-    relative, joints, episodes = validation["relative_error"], validation["joints"], validation["episodes"]
+    relative, episodes = validation["relative_error"], validation["episodes"]
+    joints = [joint for joint in validation["joints"] if joint["hold_mean_absolute_error"] > 0]
     rate = "none moves" if relative is None else f"{relative:.2f}"
     better = sum(joint["mean_absolute_error"] < joint["hold_mean_absolute_error"] for joint in joints)
     facts = {

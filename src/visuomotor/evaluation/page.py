@@ -103,6 +103,7 @@ pre { margin: 0; padding: 16px 18px; white-space: pre-wrap; overflow-wrap: anywh
 code, pre { font: 0.9rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 .tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px; }
 .tables .card, .pad { padding: 8px 18px; }
+.pad { overflow-x: auto; } .pad td { overflow-wrap: normal; }
 .facts { grid-template-columns: 1fr 1fr; }
 table { width: 100%; border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }

@@ -185,8 +185,9 @@ def find_policy(source: str | Path, revision: str | None = None) -> Path:
 
 def _policy_in(folder: Path, source: str | Path) -> Path:
     """The policy that a folder is, or the newest of the run that it is."""
-    if _is_policy(folder):
-        return folder
+    for place in (folder, folder / "policy"):  # the latter of one of a run's checkpoints
+        if _is_policy(place):
+            return place
     newest = newest_checkpoint(folder, part="policy")
     found = newest / "policy" if newest is not None else _newest_of_lerobot(folder)
     if found is not None:

@@ -115,7 +115,7 @@ class DiffusionPolicy(nn.Module):
         if shared is None:
             condition = self.diffusion.global_cond(self._prepare(batch, draws.offsets))
         else:
-            prepared = self._prepare(shared.frames_once(batch, self.config), shared.of_leaders(draws.offsets))
+            prepared = self._prepare(shared.frames_once(batch, self.config), shared.of_frames(draws.offsets))
             features = self.diffusion.image_features(prepared)[:, 0] if self.config.image_features else None
             known = None if features is None else features[shared.index.to(features.device)]
             condition = self.diffusion.global_cond(prepared, known)

@@ -1,7 +1,7 @@
 """All that is random in the loss of a batch, and the frames that its windows have in common."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -10,11 +10,11 @@ from visuomotor.config import DiffusionConfig
 
 @dataclass(frozen=True)
 class Shared:
-    """Which frames of a batch its windows have in common: each is encoded once."""
+    """Which frames of a batch its windows have in common: each is encoded once.
 
-    leaders: Tensor
-    """(B,) for each window the first of those that it shares frames with. What is random in an image (crop, reflection)
-    is the leader's, or the same frame would not be the same picture."""
+    Windows that have one in common have the same crop and reflection.
+    """
+
     first: Tensor
     """(F,) where each frame occurs first, counted through the (B, To) frames of the batch."""
     index: Tensor
@@ -28,10 +28,9 @@ class Shared:
             once[name] = pixels[self.first.to(pixels.device)].movedim(-1, -3)[:, None]
         return once
 
-    def of_leaders(self, offsets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def of_frames(self, offsets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Offsets of samples (B, 2) as those of the different frames, (F, 2)."""
-        of_frame = self.leaders[self.first // self.index.shape[1]]
-        return {name: values[of_frame] for name, values in offsets.items()}
+        return {name: values[self.first // self.index.shape[1]] for name, values in offsets.items()}
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,10 @@ class Draws:
     """For each camera that is cropped at random, (B, 2) top and left."""
     shared: Shared | None = None
     """Frames that samples have in common; None encodes those of each sample."""
+
+    def following(self, leaders: Tensor) -> "Draws":
+        """Where each sample's images are cropped as those of another one, (B,)."""
+        return replace(self, offsets={name: values[leaders] for name, values in self.offsets.items()})
 
     def part(self, rows: slice, shared: Shared | None = None) -> "Draws":
         """Those of some samples, and what these share."""

@@ -164,7 +164,6 @@ def read_lerobot(folder: Path, config: DiffusionConfig) -> tuple[Statistics, dic
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith(dropped)}
     else:
         statistics = _statistics_beside(config, folder)
-    _hold_constant_actions(config, statistics["action"])
     return statistics, weights
 
 
@@ -345,18 +344,3 @@ def _read_state(path: Path, state: Any, config: DiffusionConfig, features: Mappi
                 advice = "it was saved without: save it again with the statistics of its data set"
                 raise CheckpointError(mismatch(f"{place}: {name}.{key}", f"statistics of {name}", "none", advice))
     return statistics
-
-
-def _hold_constant_actions(config: DiffusionConfig, statistics: dict[str, np.ndarray]) -> None:
-    """Keeps actions that never changed in the demonstrations where they were, as LeRobot does.
-
-    Our scale of 1 would let the network's small errors through there, LeRobot's of almost 0 does not. So such a range
-    becomes the smallest one that float32 can tell from none.
-    """
-    mode = _mode(config, config.output_features["action"])
-    if mode == "MIN_MAX":
-        low, high = statistics["min"], statistics["max"]
-        least = np.maximum(4 * np.spacing(np.abs(low).astype(np.float32)), EPS)
-        statistics["max"] = np.where(high == low, low + least, high)
-    elif mode == "MEAN_STD":
-        statistics["std"] = np.where(statistics["std"] == 0, 1e-20, statistics["std"])

@@ -31,8 +31,8 @@ def save_lerobot(policy: DiffusionPolicy, folder: str | Path) -> None:
     """Writes a policy for LeRobot 0.6: config.json, model.safetensors, two processors and their statistics.
 
     The folder appears whole or not at all. Training settings that a policy does not hold are LeRobot's defaults; the
-    device is the processor, which every machine has. A dimension that never changed in the demonstrations is written
-    with the range or deviation that makes LeRobot's arithmetic ours.
+    device is the processor, which every machine has. An observation's dimension that never changed in the
+    demonstrations is written with the range or deviation that makes LeRobot's arithmetic ours.
 
     Args:
         policy: What to write, in float32.
@@ -154,10 +154,12 @@ def _statistics(policy: DiffusionPolicy) -> dict[str, Tensor]:
     for name, feature in (config.input_features | config.output_features).items():
         values = {key: np.asarray(v, dtype=np.float32) for key, v in policy.statistics.get(name, {}).items()}
         mode = config.normalization_mapping.get(feature.type, "IDENTITY")
-        # LeRobot divides by 1e-8 where nothing changed, we by 1: these are the statistics of that scale and offset.
-        if mode == "MIN_MAX":
+        # LeRobot divides by 1e-8 where nothing changed, we by 1: these are the statistics of that scale and offset. An
+        # action is held there by both.
+        observed = name in config.input_features
+        if observed and mode == "MIN_MAX":
             values["max"] = np.where(values["max"] > values["min"], values["max"], values["min"] + np.float32(2))
-        elif mode == "MEAN_STD":
+        elif observed and mode == "MEAN_STD":
             values["std"] = np.where(values["std"] > 0, values["std"], np.float32(1))
         for key, value in values.items():
             if feature.type == "VISUAL" and value.size == feature.shape[0]:

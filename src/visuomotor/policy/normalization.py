@@ -1,6 +1,7 @@
 """Data units to network units and back, by the statistics of the demonstrations."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ NEEDED = {"MIN_MAX": ("min", "max"), "MEAN_STD": ("mean", "std"), "IDENTITY": ()
 class Normalizer(nn.Module):
     """Every feature is (x - offset) / scale; the inverse exists for actions.
 
-    MIN_MAX maps [min, max] to [-1, 1], MEAN_STD to mean 0 and deviation 1. Differs from LeRobot: a dimension that never
-    changed in the demonstrations is only shifted, not divided by 1e-8, so that a stray value does not explode.
+    MIN_MAX maps [min, max] to [-1, 1], MEAN_STD to mean 0 and deviation 1. A dimension that never changed in the
+    demonstrations is only shifted, so that a stray observation does not explode (LeRobot divides by 1e-8). The inverse
+    gives its value back whatever the network says (as LeRobot's does), so that the robot does not move it either.
 
     Raises:
         CheckpointError: A statistic that the mode needs is missing, not finite, or of another shape.
@@ -32,23 +34,27 @@ class Normalizer(nn.Module):
             shape = (feature.shape[0], 1, 1) if feature.type == "VISUAL" else feature.shape
             values = [_statistic(statistics, name, key, shape) for key in NEEDED[mode]]
             offset, scale = torch.zeros(shape), torch.ones(shape)
+            held, constant = torch.zeros(shape, dtype=torch.bool), offset
             if mode == "MIN_MAX":
                 low, high = values
                 if bool((high < low).any()):
                     place, expected = f"statistics of {name}: max", f"{low.tolist()} (min) or more"
                     raise CheckpointError(mismatch(place, expected, high.tolist(), "the statistics are damaged"))
-                scale = torch.where(high > low, (high - low) / 2, 1.0)
+                held, constant = high == low, low
+                scale = torch.where(held, 1.0, (high - low) / 2)
                 offset = low + scale
             elif mode == "MEAN_STD":
-                offset = values[0]
-                scale = torch.where(values[1] > 0, values[1] + 1e-8, 1.0)
+                offset, held, constant = values[0], values[1] <= 0, values[0]
+                scale = torch.where(held, 1.0, values[1] + 1e-8)
             self.places[name] = place
             self.register_buffer(f"offset_{place}", offset, persistent=False)
             self.register_buffer(f"scale_{place}", scale, persistent=False)
+            self.register_buffer(f"inverse_offset_{place}", torch.where(held, constant, offset), persistent=False)
+            self.register_buffer(f"inverse_scale_{place}", torch.where(held, 0.0, scale), persistent=False)
 
     def forward(self, name: str, values: Tensor) -> Tensor:
         """(..., *shape) in data units -> network units. Images as uint8 count as 0 to 1."""
-        offset, scale = self._constants(name)
+        offset, scale = self.constants(name)
         if values.dtype == torch.uint8:
             return _normalize_bytes(values, offset * 255, scale * 255)
         if values.is_floating_point():
@@ -57,12 +63,13 @@ class Normalizer(nn.Module):
 
     def inverse(self, name: str, values: Tensor) -> Tensor:
         """Network units -> data units."""
-        offset, scale = self._constants(name)
+        offset, scale = self.constants(name, "inverse_")
         return values * scale + offset
 
-    def _constants(self, name: str) -> tuple[Tensor, Tensor]:
+    def constants(self, name: str, way: Literal["", "inverse_"] = "") -> tuple[Tensor, Tensor]:
+        """Offset and scale of a feature, there or back."""
         place = self.places[name]
-        return getattr(self, f"offset_{place}"), getattr(self, f"scale_{place}")
+        return getattr(self, f"{way}offset_{place}"), getattr(self, f"{way}scale_{place}")
 
 
 def _normalize_bytes(images: Tensor, offset: Tensor, scale: Tensor) -> Tensor:

@@ -120,7 +120,8 @@ def rollout(
     """
     action = policy.config.output_features["action"].shape
     if action != (2,):
-        raise ConfigError(mismatch("action", (2,), action, "take a policy trained on Push-T"))
+        advice = "take a policy trained on Push-T; without a simulator: visuomotor validate"
+        raise ConfigError(mismatch("action", (2,), action, advice))
     episodes = [Episode(int(seed), attempt=attempt) for seed in seeds]
     waiting = list(reversed(episodes))
     running: list[tuple[PushT, Episode]] = []

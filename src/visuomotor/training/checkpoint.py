@@ -68,11 +68,15 @@ class Run:
     source: str | list[str]
     data: dict[str, Any] | None = None
     """What the demonstrations were, by `fingerprint`; None in a run from before that was noted."""
+    exact_until: int | None = None
+    """Steps that have had the rate which `recipe` asks for; None if it has never been extended otherwise."""
 
 
 def write_run(folder: Path, run: Run) -> None:
     """Notes what a run trains, and on what."""
     content = {"format_version": FORMAT_VERSION, "source": run.source, "data": run.data, "recipe": to_json(run.recipe)}
+    if run.exact_until is not None:
+        content["exact_until"] = run.exact_until
     write_json(folder / "config.json", content, durable=True)
 
 
@@ -88,7 +92,8 @@ def read_run(folder: str | Path) -> Run:
     if version != FORMAT_VERSION or not {"source", "recipe"} <= content.keys():
         advice = "this is not the folder of a run, or it is from another version"
         raise CheckpointError(mismatch(f"{path}: format_version", FORMAT_VERSION, version, advice))
-    return Run(from_json(Recipe, content["recipe"], str(path)), content["source"], content.get("data"))
+    recipe = from_json(Recipe, content["recipe"], str(path))
+    return Run(recipe, content["source"], content.get("data"), content.get("exact_until"))
 
 
 def check_same(asked: Recipe, before: Recipe, folder: Path) -> None:
@@ -247,7 +252,7 @@ def _check_finite(run: Path, step: int, tensors: Mapping[str, torch.Tensor], sev
     if several:
         infinite = several.first(infinite)
     if infinite:
-        advice = f"lower optimizer_lr; nothing is saved of step {step}, and {last_good(run)}"
+        advice = f"begin in a new folder with a lower optimizer_lr; step {step} is not saved, and {last_good(run)}"
         raise CheckpointError(mismatch(f"{infinite} after step {step}", "finite numbers", "others", advice))
 
 

@@ -53,8 +53,8 @@ class Evaluations:
             if find_spec("gym_pusht") is None:
                 advice = "pip install 'visuomotor[pusht]', or set evaluate_every to 0"
                 raise ConfigError(mismatch("evaluate_every", "Push-T's simulator (extra `pusht`)", "none", advice))
-            for left in run.glob("evaluations/.step_*"):  # of a process that was killed
-                shutil.rmtree(left)
+            for left in run.glob("evaluations/.*step_*"):  # of a process that was killed; others may be deleting it too
+                shutil.rmtree(left, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +67,14 @@ class Evaluations:
         for step in (self._step, self._waiting):
             if step:
                 shutil.rmtree(self._policy(step), ignore_errors=True)
+
+    def missing(self, done: int) -> bool:
+        """Whether the one after `done` steps is due, and its result is not there: the run was stopped before."""
+        if not self._every or not done or done % self._every:
+            return False
+        noted = self._run / "evaluations.jsonl"
+        lines = noted.read_text().splitlines() if noted.exists() else []
+        return done not in [json.loads(line)["step"] for line in lines]
 
     def step(self, done: int, policy: DiffusionPolicy) -> None:
         """After `done` steps: takes in what has ended, and begins the next one when it is due."""

@@ -14,11 +14,11 @@ from visuomotor.config import DiffusionConfig, Feature, is_observed, nearest
 from visuomotor.data.dataset import Dataset, Source
 from visuomotor.data.joined import source_names
 from visuomotor.data.loading import prefetch, send
-from visuomotor.data.order import WindowOrder, shared_frames
+from visuomotor.data.order import WindowOrder, run_leaders, shared_frames
 from visuomotor.data.pusht_geometry import mirror
 from visuomotor.data.resident import place
 from visuomotor.data.selection import load_selection, unconditioned
-from visuomotor.errors import DatasetError, mismatch
+from visuomotor.errors import ConfigError, DatasetError, mismatch
 from visuomotor.policy.checkpoint import load_policy, load_weights
 from visuomotor.policy.device import choose_device, is_cuda
 from visuomotor.policy.diffusion import DiffusionPolicy
@@ -86,8 +86,13 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
         print(told, file=sys.stderr)
     teacher = load_policy(config.teacher, device) if config.teacher else None
     statistics = teacher.statistics if teacher else _statistics(dataset, recipe)
+    names = source_names(source)
+    if config.validation_episodes and len(set(names)) < len(names) and not isinstance(names, str):
+        advice = "name each source once, or hold nothing out"
+        found = f"{names}: episodes held out would be trained on as well"
+        raise ConfigError(mismatch("validation_episodes", "sources that differ", found, advice))
     windows, held_out = split_windows(dataset, recipe)
-    asked = Run(recipe, source_names(source), fingerprint(dataset, recipe, len(windows), statistics))
+    asked = Run(recipe, names, fingerprint(dataset, recipe, len(windows), statistics))
 
     with ExitStack() as stack:
         if processes.main:
@@ -143,12 +148,16 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
             )
             draws = policy.draw(config.batch_size, generator, config.noise_draws)
             anchors, batch = order.batch(step), []
+            if config.consecutive_windows > 1:  # of the whole batch, so that it does not matter how it is divided
+                leaders = torch.from_numpy(run_leaders(anchors))
+                draws = draws.following(leaders)
+                mirrored = None if mirrored is None else mirrored[leaders]
             for part in processes.parts:
                 rows, shared = anchors[part], None
                 if config.consecutive_windows > 1:
                     frames, _ = dataset.windows(rows, {"frames": recipe.policy.observation_steps})["frames"]
                     shared = Shared(*map(torch.from_numpy, shared_frames(rows, frames)))
-                chosen = None if mirrored is None else mirrored[part][shared.leaders if shared else slice(None)]
+                chosen = None if mirrored is None else mirrored[part]
                 batch.append((kept.batch(rows, steps), draws.part(part, shared), chosen))
             return send(batch, device) if on_gpu else batch
 
@@ -168,6 +177,11 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
                 optimizer.step()
             optimizer.zero_grad()  # now, so that a checkpoint is not written beside gradients
             return gradient_norm
+
+        if processes.from_main(lambda: evaluations.missing(first_step)):
+            evaluated = average.gathered()
+            if processes.main:
+                evaluations.step(first_step, evaluated or average.policy)
 
         take_step = StepGraph(update) if config.cuda_graph else update
         coming = range(first_step, config.steps)

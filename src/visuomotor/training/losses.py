@@ -120,8 +120,8 @@ class Losses:
             return True
         found = f"{loss:g} (gradient norm {norm:g})"
         if not self._skip:
-            advice = "lower optimizer_lr, look at these windows, or resume and leave such batches out with "
-            advice += f"nonfinite_loss skip; {last_good(self._run)}"
+            advice = "look at these windows; resume and leave such batches out with nonfinite_loss skip; or begin in a "
+            advice += f"new folder with a lower optimizer_lr, from an initial_policy; {last_good(self._run)}"
             expected, found = "a finite number", f"{found} from {self._place(step)}"
             raise VisuomotorError(mismatch(f"loss of step {step + 1}", expected, found, advice))
         if not self._told:

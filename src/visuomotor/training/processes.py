@@ -6,8 +6,10 @@ average are equal in all of them, unless each holds a part (sharding.py); the ma
 """
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +21,8 @@ from visuomotor.recipe import TrainingConfig
 from visuomotor.training.sharding import shard
 
 Value = TypeVar("Value")
+PATIENCE = timedelta(days=1)
+"""The main process may decode a data set while the others wait. That one of them has ended torchrun notices itself."""
 
 
 class Processes:
@@ -50,7 +54,10 @@ class Processes:
         if self.count > 1:
             self._accelerator = _accelerator(device)
             self.main, self.device = self._accelerator.is_main_process, str(self._accelerator.device)
-            self._hosts = torch.distributed.new_group(backend="gloo")
+            self._hosts = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        elif "ACCELERATE_MIXED_PRECISION" in os.environ:
+            told = "accelerate launch has started one process, as it does on processors whatever is asked for"
+            print(f"{told}: torchrun --nproc-per-node N starts N", file=sys.stderr)
         self.takes_part = self.main or self.sharded
         self.rank = self._accelerator.process_index if self._accelerator else 0
         pieces = self.count * config.gradient_accumulation_steps
@@ -120,8 +127,10 @@ class Processes:
 
 def _accelerator(device: str) -> Any:
     try:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
         advice = "pip install 'visuomotor[accelerate]'"
         raise ConfigError(mismatch("several processes", "the package accelerate", "none", advice)) from error
-    return Accelerator(cpu=device == "cpu")
+    # Precision is the recipe's, whatever `accelerate config` says.
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[patience])

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def open_run(run: Path, asked: Run, resume: bool) -> Path | None:
         before = read_run(run)
         check_same(asked.recipe, before.recipe, run)
         _check_data(asked, before, run)
-        newest = _extend(run, newest, before.recipe.training, asked.recipe.training)
+        newest, exact_until = _extend(run, newest, before, asked.recipe.training)
+        asked = replace(asked, exact_until=exact_until)
         for later in found[: found.index(newest)]:
             _set_aside(later)
     for draft in run.glob("checkpoints/.step_*"):  # of a process that was killed
@@ -111,12 +113,22 @@ def _check_data(asked: Run, before: Run, run: Path) -> None:
         raise DatasetError(mismatch(str(asked.source), expected, found, advice))
 
 
-def _extend(run: Path, newest: Path, before: TrainingConfig, now: TrainingConfig) -> Path:
-    """Says what another number of steps means for the learning rate; returns the checkpoint to go on from."""
+def _extend(run: Path, newest: Path, noted: Run, now: TrainingConfig) -> tuple[Path, int | None]:
+    """Says what another number of steps means for the learning rate.
+
+    Returns:
+        The checkpoint to go on from, and `Run.exact_until`.
+    """
+    before = noted.recipe.training
     if (before.steps, before.scheduler_decay_steps) == (now.steps, now.scheduler_decay_steps):
-        return newest
+        return newest, noted.exact_until
     done, end = _step(newest), f"the run now ends at step {now.steps}"
+    if now.steps < done:
+        advice = "the run is longer already: use that checkpoint, or begin in a new folder"
+        raise ConfigError(mismatch("steps", f"{done} or more, which {newest} has done", now.steps, advice))
     same = first_difference(before, now, done)
+    same = same if noted.exact_until is None else min(same, noted.exact_until)
+    exact_until = None if same == done else same
     if same == done:
         told = f"the learning rate has been the same so far: the result is exactly that of one run of {now.steps}"
     elif now.scheduler_name == "cosine":
@@ -130,9 +142,9 @@ def _extend(run: Path, newest: Path, before: TrainingConfig, now: TrainingConfig
             told += f"no checkpoint from before is left, so the result is not that of one run of {now.steps}"
         else:
             told += f"going back to {earlier.name}, so that the result is exactly that of one run of {now.steps}"
-            newest = earlier
+            newest, exact_until = earlier, None
     print(f"{end}; {told}", file=sys.stderr)
-    return newest
+    return newest, exact_until
 
 
 def _set_aside(checkpoint: Path) -> None:
