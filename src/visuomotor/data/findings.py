@@ -9,7 +9,6 @@ from visuomotor.config import DiffusionConfig
 from visuomotor.data.dataset import Dataset
 from visuomotor.data.statistics import BLOCK
 from visuomotor.data.windows import TOLERANCE
-from visuomotor.presets import preset
 
 OUTLIER = 10  # interquartile ranges beyond the quartiles
 RARE = 0.01  # share of the frames: what more of them do is the data's nature
@@ -91,14 +90,13 @@ def _not_finite(dataset: Dataset) -> Iterator[Finding]:
 
 
 def _short(dataset: Dataset) -> Iterator[Finding]:
-    usual, of_arm = DiffusionConfig.drop_n_last_frames, preset("arm").policy.drop_n_last_frames
+    dropped = DiffusionConfig.drop_n_last_frames
     for episode, rows in _spans(dataset):
         length = rows.stop - rows.start
         if not length:
             yield Finding("short", "the episode has no frames", episode=episode)
-        elif length <= of_arm:
-            whose, dropped = ("", usual) if length <= usual else (" of preset arm", of_arm)
-            text = f"{length} frames: no training window, as drop_n_last_frames{whose} is {dropped} unless you lower it"
+        elif length <= dropped:
+            text = f"{length} frames: no training window, as drop_n_last_frames is {dropped} unless you lower it"
             yield Finding("short", text, episode=episode)
 
 
