@@ -160,6 +160,7 @@ def test_impossible_policies_are_refused_with_the_reason(settings, message):
         ({"optimizer_eps": 0.0}, "optimizer_eps: expected a positive number, got 0.0"),
         ({"optimizer_weight_decay": -1.0}, "optimizer_weight_decay: expected 0 or more, got -1.0"),
         ({"scheduler_warmup_steps": -1}, "scheduler_warmup_steps: expected 0 or more, got -1"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
         ({"threads": -1}, "threads: expected 0 or more, got -1; 0 leaves torch's choice"),
         (
             {"augmentation": "pusht_mirror"},
