@@ -87,7 +87,7 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
     teacher = load_policy(config.teacher, device) if config.teacher else None
     statistics = teacher.statistics if teacher else _statistics(dataset, recipe)
     names = source_names(source)
-    if config.validation_episodes and len(set(names)) < len(names) and not isinstance(names, str):
+    if config.validation_episodes and isinstance(names, list) and len(set(names)) < len(names):
         advice = "name each source once, or hold nothing out"
         found = f"{names}: episodes held out would be trained on as well"
         raise ConfigError(mismatch("validation_episodes", "sources that differ", found, advice))
