@@ -20,6 +20,7 @@ from visuomotor.config import DiffusionConfig, Feature, FeatureType, Normalizati
 from visuomotor.errors import ConfigError, VisuomotorError, mismatch
 from visuomotor.flags import HIDDEN, parse
 from visuomotor.options import (
+    AlignOptions,
     CacheOptions,
     ConvertOptions,
     DemoOptions,
@@ -237,6 +238,22 @@ def convert(arguments: list[str]) -> None:
     print(f"converted: {options.target}")
 
 
+def align(arguments: list[str]) -> None:
+    """Move Push-T's demonstrations so that each ends with its block on the target."""
+    options = parse(AlignOptions(source=tyro.MISSING, output=tyro.MISSING), "align", arguments, str(align.__doc__))
+
+    import numpy as np
+
+    from visuomotor.data.pusht_alignment import align as run
+
+    missed = run(options.source, options.output, options.episodes, options.revision)
+    distance, angle = np.median(np.hypot(*missed[:, :2].T)), np.median(np.abs(missed[:, 2]))
+    print(
+        f"aligned: {len(missed)} episodes, moved by {distance:.1f} pixels and {np.degrees(angle):.1f} degrees (medians)"
+    )
+    print(f"next:    visuomotor train pusht-keypoints-velocity --data {options.output} --output outputs/aligned")
+
+
 def info(arguments: list[str]) -> None:
     """Look at demonstrations: what they are, and what may be wrong with them."""
     options = parse(InfoOptions(source=tyro.MISSING), "info", arguments, str(info.__doc__))
@@ -346,6 +363,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "studio": studio,
     "export": export,
     "convert": convert,
+    "align": align,
     "info": info,
     "demo": demo,
     "record": record,

@@ -97,6 +97,20 @@ class ConvertOptions:
 
 
 @dataclass(frozen=True)
+class AlignOptions:
+    """`visuomotor align`; the fields are the arguments of `visuomotor.data.pusht_alignment.align`."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """Push-T with the block's corners: lerobot/pusht_keypoints, the original .zarr or .zarr.zip, a recorded .npz."""
+    output: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """The .npz file to write, a SOURCE like any other; one that is there is replaced."""
+    episodes: tuple[int, ...] | None = None
+    """Numbers of the episodes to take; None takes all."""
+    revision: str | None = None
+    """Of a name on the hub, a branch, tag or commit; None takes the newest format that it has."""
+
+
+@dataclass(frozen=True)
 class InfoOptions:
     """`visuomotor info`."""
 

@@ -8,7 +8,7 @@ import torch
 
 from visuomotor.data import pusht_geometry
 from visuomotor.data.dataset import load_dataset
-from visuomotor.data.pusht_geometry import block_keypoints, mirror
+from visuomotor.data.pusht_geometry import block_keypoints, block_pose, mirror
 from visuomotor.errors import ConfigError
 
 
@@ -20,6 +20,12 @@ def test_corners_of_a_turned_block():
         for corner in ([100, 140], [100, 260], [70, 260], [70, 140], [70, 185], [70, 215], [-20, 215], [-20, 185])
     ]
     assert found.dtype == np.float32
+
+
+def test_the_pose_follows_from_the_corners():
+    pose = np.random.default_rng(2).uniform([0, 0, -math.pi], [512, 512, math.pi], (50, 3))
+    np.testing.assert_allclose(block_pose(block_keypoints(pose)), pose, atol=1e-4)
+    assert block_pose(block_keypoints(np.array([[1, 2, 2 * math.pi + 1]])))[0, 2] == pytest.approx(1, abs=1e-6)
 
 
 def test_corners_are_gym_pushts():

@@ -10,6 +10,8 @@ import torch
 from visuomotor.errors import ConfigError, mismatch
 
 SIZE = 512.0
+GOAL = np.array([256, 256, np.pi / 4])
+"""The target's x, y and angle."""
 
 # Corners in the block's own frame, in the order of gym-pusht's `get_keypoints`:
 #   0───────────1
@@ -32,6 +34,20 @@ def block_keypoints(pose: np.ndarray) -> np.ndarray:
     x = pose[:, 0, None] + (CORNERS[:, 0] * cos - CORNERS[:, 1] * sin)
     y = pose[:, 1, None] + (CORNERS[:, 0] * sin + CORNERS[:, 1] * cos)
     return np.stack([x, y], axis=-1).reshape(len(pose), 16).astype(np.float32)
+
+
+def block_pose(keypoints: np.ndarray) -> np.ndarray:
+    """The block's pose from its corners: `block_keypoints` backwards.
+
+    Args:
+        keypoints: (N, 16), LeRobot's `observation.environment_state`.
+
+    Returns:
+        (N, 3) float64: x, y, and the angle in radians from -pi to pi.
+    """
+    corners = np.asarray(keypoints, np.float64).reshape(-1, 8, 2)
+    along = corners[:, 1] - corners[:, 0]  # the bar's upper edge, in whose middle the block's position is
+    return np.column_stack([corners[:, :2].mean(axis=1), np.arctan2(along[:, 1], along[:, 0])])
 
 
 def mirror(batch: dict[str, torch.Tensor], where: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,13 +1,12 @@
 """Demonstrations recorded from a policy: its successes, as agent position, block pose and action."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from visuomotor.data.bundled import write
 from visuomotor.errors import ConfigError, mismatch
-from visuomotor.files import write_bytes
 from visuomotor.simulation.pusht import MAX_STEPS
 from visuomotor.simulation.rollout import ChunkPolicy, Episode, rollout
 
@@ -60,14 +59,10 @@ def record(
 
 def write_demonstrations(output: Path, episodes: Sequence[Episode]) -> None:
     """Writes episodes to an npz file as `record` describes it, which `load_dataset` reads."""
-    states = np.concatenate([episode.states[:-1] for episode in episodes]).astype(np.float32)
-    content = io.BytesIO()
-    np.savez_compressed(
-        content,
-        agent=states[:, :2],
-        block=states[:, 2:],
+    write(
+        output,
+        states=np.concatenate([episode.states[:-1] for episode in episodes]),
         action=np.concatenate([episode.actions for episode in episodes]),
-        episode_ends=np.cumsum([episode.steps for episode in episodes], dtype=np.int64),
+        episode_ends=np.cumsum([episode.steps for episode in episodes]),
         seed=np.array([episode.seed for episode in episodes], np.int64),
     )
-    write_bytes(output, content.getvalue(), durable=True)

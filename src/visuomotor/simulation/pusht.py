@@ -38,9 +38,18 @@ class PushT:
             The state (5,), float64.
         """
         state, _ = self._environment.reset(seed=seed)
+        self._find_goal()
+        return state
+
+    def start(self, state: np.ndarray) -> None:
+        """Starts an episode from a state (5,), everything at rest."""
+        self._environment.reset(seed=0)
+        self._find_goal()
+        _place(self._environment, state.tolist())
+
+    def _find_goal(self) -> None:
         goal = self._environment.get_goal_pose_body(self._environment.goal_pose)
         self._goal = self._pusht.pymunk_to_shapely(goal, self._environment._block_shapes)
-        return state
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float]:
         """Tells the agent for a tenth of a second to go to `action` (2,), in pixels.
@@ -113,18 +122,25 @@ def render_states(states: np.ndarray, size: int = 96) -> np.ndarray:
 
     environment = _gym_pusht().PushTEnv(obs_type="state")
     environment.reset(seed=0)
-    agent, block, space = environment.agent, environment.block, environment.space
     pictures = np.empty((len(states), size, size, 3), np.uint8)
     for state, picture in zip(np.asarray(states, np.float64).tolist(), pictures, strict=True):
-        agent.position = state[:2]
-        block.angle = state[4]  # first: turning is about the centre of mass, and would move the position
-        block.position = state[2:4]
-        block.velocity, block.angular_velocity = (0, 0), 0
-        space.step(1e-9)  # moves nothing, but finds where agent, block and walls touch: gym-pusht marks that in red
+        _place(environment, state)
+        environment.space.step(
+            1e-9
+        )  # moves nothing, but finds where agent, block and walls touch: gym-pusht marks that in red
         # The surface's own bytes (blue, green, red, unused): the same picture as gym-pusht's copy, three times faster.
         drawn = np.frombuffer(environment._draw().get_view("0"), np.uint8).reshape(512, 512, 4)
         picture[:] = cv2.resize(drawn, (size, size))[..., 2::-1]
     return pictures
+
+
+def _place(environment: Any, state: list[float]) -> None:
+    """Puts agent and block where a state has them, at rest."""
+    agent, block = environment.agent, environment.block
+    agent.position, agent.velocity = state[:2], (0, 0)
+    block.angle = state[4]  # first: turning is about the centre of mass, and would move the position
+    block.position = state[2:4]
+    block.velocity, block.angular_velocity = (0, 0), 0
 
 
 def _gym_pusht() -> ModuleType:
