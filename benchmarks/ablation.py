@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from results import FIRST_SEED, against, open_record, solved, success
 
-from visuomotor.errors import VisuomotorError
+from visuomotor.errors import LossError
 from visuomotor.evaluation.evaluate import summary
 from visuomotor.files import write_json
 from visuomotor.policy.checkpoint import load_policy, read_tensors
@@ -112,9 +112,7 @@ class Ablation:
             result["evaluation_seconds"] = round(time.perf_counter() - begun, 1)
             result |= {key: value for key, value in figures.items() if key != "episodes"}
             result["solved"] = solved(figures["episodes"])
-        except VisuomotorError as error:
-            if "finite" not in str(error):  # a full disk, say: another day has room
-                raise
+        except LossError as error:
             result["failed"] = str(error)  # a training that diverges is a result too
         self.record["results"][name] = result
         write_json(self.file, self.record)

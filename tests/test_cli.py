@@ -58,7 +58,7 @@ def test_help_of_a_verb(capsys, verb):
     assert not left.value.code
     out = capsys.readouterr().out
     told = ("--output DIR", "--output FILE", "[OPTIONS] SOURCE", "[OPTIONS] POLICY", "[-h] RUN")
-    told += ("[-h] {list,clear}", "--data SOURCE")
+    told += ("[-h] {list,clear}", "--data SOURCE", "[-h] SOURCE FILE")
     assert any(word in out for word in told)
     assert VERBS[verb].__doc__ in " ".join(out.split())
 

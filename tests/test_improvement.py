@@ -1,6 +1,7 @@
 """Rounds of self-improvement with a tiny policy: seeds, what is kept, and going on after a kill."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,6 +181,20 @@ def test_a_policy_of_chosen_episodes_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"policy: expected one that was trained on all of its data, got episodes"):
         improve(tmp_path / "run", DATA, tmp_path / "out", **SMALL | {"preset_name": None})
     assert not (tmp_path / "out").exists()
+
+
+def test_policy_and_data_may_move_but_not_change(policy, tmp_path):
+    settings = SMALL | {"rounds": 1, "evaluation_episodes": 0, "episodes_per_round": 8}
+    places = [tmp_path / name for name in ("policy", "data", "out")]
+    shutil.copytree(policy, places[0])
+    shutil.copytree(DATA, places[1])
+    improve(*places, **settings)
+    moved = [path.rename(path.with_name(f"moved_{path.name}")) for path in places]
+    assert len(improve(*moved, resume=True, **settings | {"rounds": 2})) == 2
+    with pytest.raises(
+        ConfigError, match=r"expected data .*moved_data.*, data_sha256 \w{64}, got data .*episodes\.npz"
+    ):
+        improve(moved[0], moved[2] / "round_001/episodes.npz", moved[2], resume=True, **settings | {"rounds": 3})
 
 
 def test_what_would_be_another_improvement_is_refused(policy, tmp_path):

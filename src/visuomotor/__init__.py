@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from visuomotor.deployment.joining import DeadlineMissed, RealtimeConfig
     from visuomotor.deployment.limits import Limits
     from visuomotor.deployment.realtime import RealtimeRunner
-    from visuomotor.errors import CheckpointError, ConfigError, DatasetError, VisuomotorError
+    from visuomotor.errors import CheckpointError, ConfigError, DatasetError, LossError, VisuomotorError
     from visuomotor.evaluation.evaluate import evaluate
     from visuomotor.policy.checkpoint import load_policy, save_policy
     from visuomotor.policy.diffusion import DiffusionPolicy
@@ -39,6 +39,7 @@ _HOMES = {
     "DiffusionPolicy": "policy.diffusion",
     "Feature": "config",
     "Limits": "deployment.limits",
+    "LossError": "errors",
     "RealtimeConfig": "deployment.joining",
     "RealtimeRunner": "deployment.realtime",
     "Recipe": "recipe",
@@ -64,6 +65,7 @@ __all__ = [
     "DiffusionPolicy",
     "Feature",
     "Limits",
+    "LossError",
     "RealtimeConfig",
     "RealtimeRunner",
     "Recipe",

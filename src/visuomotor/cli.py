@@ -10,13 +10,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
-from visuomotor.config import DiffusionConfig, Feature, FeatureType, NormalizationMode, nearest
+from visuomotor.config import nearest
 from visuomotor.errors import ConfigError, VisuomotorError, mismatch
 from visuomotor.flags import HIDDEN, parse
 from visuomotor.options import (
@@ -29,52 +28,18 @@ from visuomotor.options import (
     ExportOptions,
     ImproveOptions,
     InfoOptions,
+    PolicyOptions,
     RecordOptions,
     ReportOptions,
     ServeOptions,
     StudioOptions,
+    TrainingOptions,
+    TrainOptions,
     ValidateOptions,
 )
 from visuomotor.recipe import Recipe, TrainingConfig
 
 # The library is imported inside the verbs: torch alone takes longer than `visuomotor --help` may.
-
-
-@dataclass(frozen=True)
-class PolicyOptions(DiffusionConfig):
-    """DiffusionConfig as flags. Checked when they become a DiffusionConfig, so that its own words reach the user."""
-
-    input_features: tyro.conf.Suppress[dict[str, Feature]] = field(default_factory=dict)
-    output_features: tyro.conf.Suppress[dict[str, Feature]] = field(default_factory=dict)
-    normalization_mapping: tyro.conf.Suppress[dict[FeatureType, NormalizationMode]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class TrainingOptions(TrainingConfig):
-    """TrainingConfig as flags, checked when they become one."""
-
-    def __post_init__(self) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """`visuomotor train`, behind the preset's name."""
-
-    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE")]
-    """A LeRobot folder (v2.0 to v3.0), a hub name (lerobot/pusht), a .zarr or .zarr.zip, a recorded .npz, or
-    pusht-demonstrations. Several are joined; one that is named twice counts twice."""
-    output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """The run's folder: config.json, metrics.jsonl and checkpoints."""
-    resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Go on with the run in --output by its own config.json; begin if there is none."""
-    policy: PolicyOptions = field(default_factory=PolicyOptions)
-    """What shapes the policy's computation; refused on --resume if it changes."""
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    """How it is trained."""
 
 
 def train(arguments: list[str]) -> None:
@@ -347,6 +312,8 @@ def _print_next(run: Path, output: Path) -> None:
 def _print_result(result: dict[str, Any], output: Path) -> None:
     episodes = len(result["episodes"])
     rate, low, high = (f"{100 * share:.1f} %" for share in (result["success_rate"], *result["success_rate_interval"]))
+    if checkpoint := result["settings"].get("checkpoint"):
+        print(f"policy:  {checkpoint} of {result['settings']['policy']}")
     print(f"success: {rate} of {episodes} episodes (95 % interval: {low} to {high})")
     print(f"reward:  {result['mean_max_reward']:.3f}, the mean over episodes of the highest")
     print(f"report:  {output / 'report.html'}")

@@ -17,13 +17,11 @@ from typing import Any
 import torch
 
 from visuomotor.config import FLOW, DiffusionConfig
-from visuomotor.data.joined import source_names
 from visuomotor.errors import ConfigError, mismatch
-from visuomotor.files import sha256
 from visuomotor.policy.checkpoint import find_policy, load_policy, save_policy
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.recipe import Recipe
-from visuomotor.stages import Stages, continued, evaluate_stage, percent, training_of, training_seconds
+from visuomotor.stages import Stages, continued, evaluate_stage, origin, percent, training_of, training_seconds
 from visuomotor.training.evaluations import check_simulated
 from visuomotor.training.loop import train
 
@@ -88,9 +86,7 @@ def distill(
     base = continued(training_of(policy_source, preset_name), steps, optimizer_lr, WARMUP)
     base = replace(base, threads=threads, device=device, observations=tuple(policy.config.input_features))
     settings = {
-        "policy": str(policy_source),
-        "weights_sha256": sha256(find_policy(policy_source) / "model.safetensors"),
-        "data": source_names(sources),
+        **origin(policy_source, sources),
         "preset": preset_name,
         "inference_steps": inference_steps,
         "halvings": halvings,

@@ -17,6 +17,10 @@ class ConfigError(VisuomotorError):
     """A setting that is unknown, out of range, or impossible together with another."""
 
 
+class LossError(VisuomotorError):
+    """A training whose loss or gradient is not finite."""
+
+
 def mismatch(name: str, expected: object, found: object, advice: str) -> str:
     """The one form of every message: `name: expected ..., got ...; what to do`."""
     return f"{name}: expected {expected}, got {found}; {advice}"

@@ -19,18 +19,17 @@ from typing import Any
 
 import torch
 
-from visuomotor.data.joined import source_names
 from visuomotor.errors import ConfigError, mismatch
 from visuomotor.evaluation.evaluate import summary
-from visuomotor.files import sha256, write_json
-from visuomotor.policy.checkpoint import find_policy, load_policy, read_json
+from visuomotor.files import write_json
+from visuomotor.policy.checkpoint import load_policy, read_json
 from visuomotor.policy.device import choose_device
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.recipe import Recipe
 from visuomotor.simulation.demonstrations import FIRST_SEED, write_demonstrations
 from visuomotor.simulation.gathering import gather, select, until_success
 from visuomotor.simulation.pusht import MAX_STEPS
-from visuomotor.stages import Stages, continued, evaluate_stage, percent, training_of, training_seconds
+from visuomotor.stages import Stages, continued, evaluate_stage, origin, percent, training_of, training_seconds
 from visuomotor.training.loop import train
 
 SEEDS_PER_ROUND = 100_000
@@ -107,9 +106,7 @@ def improve(
     asked = {"steps": steps, "optimizer_lr": optimizer_lr, "threads": threads, "device": device}
     base = replace(base, **{name: value for name, value in asked.items() if value is not None})
     settings = {
-        "policy": str(policy_source),
-        "weights_sha256": sha256(find_policy(policy_source) / "model.safetensors"),
-        "data": source_names(sources),
+        **origin(policy_source, sources),
         "preset": preset_name,
         "seed": seed,
         "episodes_per_round": episodes_per_round,

@@ -1,10 +1,50 @@
-"""Flags of the command's verbs, one frozen dataclass a verb; those of `train` follow from the configs, in cli.py."""
+"""Flags of the command's verbs, one frozen dataclass a verb; those of `train` follow from the configs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from visuomotor.config import DiffusionConfig, Feature, FeatureType, NormalizationMode
+from visuomotor.recipe import TrainingConfig
+
+
+@dataclass(frozen=True)
+class PolicyOptions(DiffusionConfig):
+    """DiffusionConfig as flags. Checked when they become a DiffusionConfig, so that its own words reach the user."""
+
+    input_features: tyro.conf.Suppress[dict[str, Feature]] = field(default_factory=dict)
+    output_features: tyro.conf.Suppress[dict[str, Feature]] = field(default_factory=dict)
+    normalization_mapping: tyro.conf.Suppress[dict[FeatureType, NormalizationMode]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class TrainingOptions(TrainingConfig):
+    """TrainingConfig as flags, checked when they become one."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """`visuomotor train`, behind the preset's name."""
+
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE")]
+    """A LeRobot folder (v2.0 to v3.0), a hub name (lerobot/pusht), a .zarr or .zarr.zip, a recorded .npz, or
+    pusht-demonstrations. Several are joined; one that is named twice counts twice."""
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """The run's folder: config.json, metrics.jsonl and checkpoints."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with the run in --output by its own config.json; begin if there is none."""
+    policy: PolicyOptions = field(default_factory=PolicyOptions)
+    """What shapes the policy's computation; refused on --resume if it changes."""
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    """How it is trained."""
 
 
 @dataclass(frozen=True)

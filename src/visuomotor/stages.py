@@ -4,20 +4,23 @@ Their folder has one JSON file with what was asked and what came of each finishe
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from visuomotor.data.dataset import load_dataset
+from visuomotor.data.joined import source_names
 from visuomotor.errors import ConfigError, mismatch
 from visuomotor.evaluation.evaluate import evaluate
-from visuomotor.files import write_json
-from visuomotor.policy.checkpoint import find_policy, read_json
+from visuomotor.files import sha256, write_json
+from visuomotor.policy.checkpoint import find_policy, read_config, read_json
 from visuomotor.presets import PRESET_OF, PRESETS, preset
-from visuomotor.recipe import TrainingConfig
+from visuomotor.recipe import Recipe, TrainingConfig
 from visuomotor.simulation.pusht import MAX_STEPS
 from visuomotor.training.checkpoint import read_run
+from visuomotor.training.loop import fill_features
+from visuomotor.training.resume import columns_sha256
 
 FORMAT_VERSION = 1
 TUNING_SEED = 500_000
@@ -55,7 +58,10 @@ class Stages:
             found = content.get("format_version")
             raise ConfigError(mismatch(f"{file}: format_version", FORMAT_VERSION, found, "use the same version"))
         before = content["settings"]
-        changed = [name for name, value in settings.items() if before.get(name) != value]
+        changed = [name for name, value in settings.items() if before.get(name, value) != value]
+        for place, content_hash in (("policy", "weights_sha256"), ("data", "data_sha256")):
+            if place in changed and before.get(content_hash) == settings[content_hash]:
+                changed.remove(place)  # it has moved, or goes by another name
         if changed:
             expected = ", ".join(f"{name} {before.get(name)}" for name in changed)
             found = ", ".join(f"{name} {settings[name]}" for name in changed)
@@ -71,6 +77,24 @@ class Stages:
     def _write(self) -> None:
         content = {"format_version": FORMAT_VERSION, "settings": self._settings, self._name: self.finished}
         write_json(self._file, content, durable=True)
+
+
+def origin(policy_source: str | Path, sources: Sequence[str | Path]) -> dict[str, Any]:
+    """Of the settings: the policy to begin with and its data, by name and by content.
+
+    Raises:
+        CheckpointError: The policy cannot be read.
+        DatasetError: The demonstrations are damaged, or lack what the policy observes.
+    """
+    folder, dataset = find_policy(policy_source), load_dataset(sources)
+    policy = read_config(folder)
+    observed = TrainingConfig(observations=tuple(policy.input_features))
+    return {
+        "policy": str(policy_source),
+        "weights_sha256": sha256(folder / "model.safetensors"),
+        "data": source_names(sources),
+        "data_sha256": columns_sha256(dataset, fill_features(Recipe(policy, observed), dataset)),
+    }
 
 
 def evaluate_stage(
@@ -128,10 +152,8 @@ def continued(training: TrainingConfig, steps: int, optimizer_lr: float, warmup:
 
 
 def training_seconds(run: Path) -> float:
-    """What a training took, over all its starts; each counts from 0 again."""
-    counts = [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    ends = [now for now, later in pairwise(counts) if later < now]
-    return round(sum(ends) + counts[-1], 1)
+    """What a training took, in all its sessions."""
+    return round(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["seconds"], 1)
 
 
 def percent(measured: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ def source(tmp_path):
     states, ends = np.empty((70, 5)), np.array([40, 70])
     states[:, :2] = random.uniform(100, 400, (70, 2))
     states[:, 2:] = GOAL + np.linspace(1, 0, 70)[:, None] * [80, -60, 2]
-    states[39, 2:], states[69, 2:] = GOAL + (4, -3, 0.1), GOAL + (-6, 8, 2 * np.pi - 0.2)
+    states[39, 2:], states[69, 2:] = np.add(GOAL, [4, -3, 0.1]), np.add(GOAL, [-6, 8, 2 * np.pi - 0.2])
     bundled.write(tmp_path / "recorded.npz", states, states[:, :2] + 5, ends)
     return tmp_path / "recorded.npz"
 

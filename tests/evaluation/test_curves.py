@@ -89,7 +89,7 @@ def test_held_out_loss_and_evaluations(run: Path) -> None:
 
 
 def test_the_time_of_all_sessions(run: Path) -> None:
-    write_lines(run / "metrics.jsonl", [{"step": s, "loss": 1, "seconds": t} for s, t in ((1, 60), (2, 90), (3, 30))])
+    write_lines(run / "metrics.jsonl", [{"step": s, "loss": 1, "seconds": t} for s, t in ((1, 60), (2, 90), (3, 120))])
     assert "2.0 min" in write_report(run).read_text()
 
 

@@ -55,6 +55,7 @@ def test_the_folder(run, tmp_path):
         result["settings"] | {"policy": str(run), "noise_scheduler_type": "DDIM", "seed": 100_000} == result["settings"]
     )
     assert result["settings"]["num_inference_steps"] == 2 and len(result["settings"]["weights_sha256"]) == 64
+    assert result["settings"]["checkpoint"] == "step_000010"
     assert result["versions"]["gym-pusht"] == "0.1.8" and result["versions"]["torch"] == torch.__version__
     assert "Training loss" in (tmp_path / "out" / "report.html").read_text()
     videos = sorted((tmp_path / "out" / "videos").iterdir())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from visuomotor.errors import CheckpointError, VisuomotorError
+from visuomotor.errors import CheckpointError, LossError
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.policy.vision import running_statistics
 from visuomotor.recipe import Recipe
@@ -40,7 +40,7 @@ def test_the_run_ends_at_that_step(
         told = (
             r"loss of step 6: expected a finite number, got (inf|nan) \(gradient norm nan\) from the windows at episode"
         )
-        with pytest.raises(VisuomotorError, match=told + r" \d+ frame \d.*; look at these windows; .*/step_000004$"):
+        with pytest.raises(LossError, match=told + r" \d+ frame \d.*; look at these windows; .*/step_000004$"):
             train(seldom, demonstrations, tmp_path / "run")
     assert names(tmp_path / "run") == ["step_000004"]
     assert [line["step"] for line in lines(tmp_path / "run")] == [4]
@@ -149,5 +149,5 @@ def test_without_waiting_the_run_ends_before_a_line_is_written(tmp_path, monkeyp
     for number, factor in enumerate([1, math.nan, 1]):
         step(losses, optimizer, weight, number, factor)
     assert bool(weight.isfinite().all())
-    with pytest.raises(VisuomotorError, match=r"loss of step 2: expected a finite number, got nan .* the windows of 1"):
+    with pytest.raises(LossError, match=r"loss of step 2: expected a finite number, got nan .* the windows of 1"):
         losses.state()

@@ -36,6 +36,18 @@ def test_a_pause_does_not_count_as_time_of_training(
     assert [line["seconds"] for line in written] == [52, 56]
 
 
+def test_a_session_goes_on_counting_seconds(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("visuomotor.training.metrics.time.monotonic", lambda: now[0])
+    for first, taken in ((0, 5), (1, 8)):  # the second one's first line comes later in it than the first one's last
+        with Metrics(tmp_path, first, change(recipe, steps=100)) as metrics:
+            now[0] += taken
+            metrics.write(first + 1, {"loss": 1.0})
+        now[0] += 1000
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["seconds"] for line in written] == [5, 13]
+
+
 def test_lines_are_cut(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n[4]\n{"loss": 1}\n{"ste')

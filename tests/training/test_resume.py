@@ -121,6 +121,48 @@ def test_resume_names_what_changed(recipe: Recipe, demonstrations: Path, tmp_pat
         train(other, demonstrations, tmp_path / "run", resume=True)
 
 
+def test_the_policy_that_a_run_began_with_may_move(recipe: Recipe, demonstrations: Path, tmp_path: Path) -> None:
+    first = train(recipe, demonstrations, tmp_path / "first") / "policy"
+    begun = change(recipe, initial_policy=str(first))
+    run = tmp_path / "run"
+    train(begun, demonstrations, run)
+    moved = tmp_path / "moved"
+    shutil.copytree(first, moved)
+    train(change(begun, initial_policy=str(moved), steps=6), demonstrations, run, resume=True)
+    assert lines(run)[-1]["step"] == 6
+    train(change(recipe, seed=1), demonstrations, tmp_path / "other")
+    other = change(begun, initial_policy=str(tmp_path / "other"))
+    told = r"expected initial_policy with weights \w{12}, got initial_policy .*other with \w{12}; keep these"
+    with pytest.raises(ConfigError, match=told):
+        train(other, demonstrations, run, resume=True)
+    shutil.rmtree(moved)  # by now it is in the run's own weights
+    train(change(begun, initial_policy=str(moved), steps=8), demonstrations, run, resume=True)
+    assert lines(run)[-1]["step"] == 8
+
+
+def test_a_teacher_that_has_learned_on_is_another(recipe: Recipe, demonstrations: Path, tmp_path: Path) -> None:
+    """Its place is the same: a run's folder, whose newest checkpoint teaches."""
+    teacher, run = tmp_path / "teacher", tmp_path / "run"
+    train(recipe, demonstrations, teacher)
+    taught = change(recipe, teacher=str(teacher))
+    taught = replace(
+        taught, policy=replace(taught.policy, num_inference_steps=1, timesteps=(50,), prediction_type="v_prediction")
+    )
+    train(taught, demonstrations, run)
+    longer = change(taught, steps=6)
+    train(longer, demonstrations, run, resume=True)
+    train(change(recipe, steps=6), demonstrations, teacher, resume=True)
+    with pytest.raises(ConfigError, match=r"expected teacher with weights \w{12}, got teacher .*teacher with \w{12}"):
+        train(change(longer, steps=8), demonstrations, run, resume=True)
+
+
+def test_with_batch_norm_parts_of_a_batch_are_another_run(recipe: Recipe, demonstrations: Path, tmp_path: Path) -> None:
+    norm = replace(recipe, policy=replace(recipe.policy, use_group_norm=False))
+    train(norm, demonstrations, tmp_path / "run")
+    with pytest.raises(ConfigError, match="expected gradient_accumulation_steps 1, got gradient_accumulation_steps 2"):
+        train(change(norm, gradient_accumulation_steps=2), demonstrations, tmp_path / "run", resume=True)
+
+
 def copy_of(demonstrations: Path, folder: Path, change_column=None, episodes=2) -> Path:
     """The same demonstrations written anew, with something changed."""
     from visuomotor.data.dataset import read

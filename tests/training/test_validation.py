@@ -47,7 +47,7 @@ def test_something_must_be_left_to_train_on(recipe: Recipe, dataset: Dataset) ->
 
 
 def test_a_source_named_twice_cannot_be_held_out(recipe: Recipe, demonstrations: Path, tmp_path: Path) -> None:
-    twice = [demonstrations, demonstrations]
+    twice = [demonstrations, demonstrations / "../" / demonstrations.name]
     with pytest.raises(
         ConfigError, match=r"validation_episodes: expected sources that differ, got .*held out would be"
     ):

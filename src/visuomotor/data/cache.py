@@ -157,8 +157,9 @@ def alone(path: Path, name: str) -> Generator[None]:
             print(f"{name}: waiting for another process, which is storing the same frames", file=sys.stderr)
             lock = os.open(mark, os.O_RDONLY)
             fcntl.flock(lock, fcntl.LOCK_EX)
-    except (FileNotFoundError, PermissionError):
-        # Who held it has just ended, or this user may not write here: at worst the same store is written twice.
+    except OSError:
+        # Who held it has just ended, or nobody may write here: at worst the same store is written twice, or the
+        # writing says what is wrong.
         yield
         return
     try:

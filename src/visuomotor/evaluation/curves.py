@@ -124,10 +124,8 @@ def _last(curves: Mapping[str, Curve], name: str) -> str:
 
 
 def _duration(seconds: Curve) -> str:
-    """Of all sessions together: `seconds` begins anew whenever the run is resumed."""
-    times = [value for _, value in seconds]
-    total = sum(now for now, after in zip(times, [*times[1:], 0.0], strict=False) if after < now)
-    return f"{total / 3600:.1f} h" if total >= 5400 else f"{total / 60:.1f} min" if times else ""
+    total = seconds[-1][1] if seconds else 0
+    return f"{total / 3600:.1f} h" if total >= 5400 else f"{total / 60:.1f} min" if seconds else ""
 
 
 def _loss_chart(curves: Mapping[str, Curve]) -> tuple[str, str]:

@@ -148,7 +148,8 @@ def _open(
         folder, device = find_policy(policy_source), choose_device(device)
         policy = load_policy(folder, device=device).with_sampler(**sampler)
         digest = weights_sha256(folder)
-        told: dict[str, Any] = {"policy": str(policy_source), "weights_sha256": digest}
+        told: dict[str, Any] = {"policy": str(policy_source), "checkpoint": _checkpoint(folder)}
+        told |= {"weights_sha256": digest}
         told |= {"device": device, "threads": torch.get_num_threads()}
         return policy, told if ray is None else told | {"ray": ray}, folder
     if server is None or policy_source is not None:
@@ -279,6 +280,12 @@ def _write_videos(results: Sequence[Episode], count: int, folder: Path) -> list[
         files.append(folder / f"{'success' if episode.success else 'failure'}_{episode.seed}.mp4")
         write_video(files[-1], episode_frames(episode))
     return files
+
+
+def _checkpoint(policy_folder: Path) -> str | None:
+    """Which of a run's checkpoints a policy lies in, `step_000050`: the newest changes while a training goes on."""
+    folder = policy_folder.resolve().parent
+    return folder.name if folder.parent.name == "checkpoints" else None
 
 
 def _metrics(policy_folder: Path) -> Path | None:

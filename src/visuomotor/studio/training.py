@@ -92,7 +92,7 @@ class Training:
         self.error = ""
         self.run = Path()
         self.lines: list[dict[str, Any]] = []
-        self._file = self._read = self._begun = 0  # which file the lines are from, how far it is read, the first step
+        self._file = self._read = 0  # which file the lines are from, how far it is read
         self._checkpoint: Path | None = None
         self._silent = 0  # bytes of the log that earlier launches wrote
 
@@ -245,8 +245,6 @@ class Training:
                 return run
 
     def _launch(self, *more: str) -> None:
-        newest = next(iter(checkpoints(self.run)), None)
-        self._begun = int(newest.name.removeprefix("step_")) if newest else 0
         try:
             with self._log.open("ab") as log:
                 self._silent = log.tell()
@@ -284,8 +282,7 @@ class Training:
         if self.state != "running" or self._asked is None or not self.lines:
             return None
         last = self.lines[-1]
-        taken = last["step"] - self._begun
-        return last["seconds"] / taken * (self._asked.steps - last["step"]) if taken > 0 else None
+        return last["seconds"] / last["step"] * (self._asked.steps - last["step"])
 
     @property
     def _log(self) -> Path:

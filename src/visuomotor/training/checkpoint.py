@@ -17,7 +17,7 @@ import math
 import shutil
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,14 @@ from safetensors import SafetensorError
 
 from visuomotor.errors import CheckpointError, ConfigError, mismatch
 from visuomotor.files import atomic_folder, write_hashes, write_json
-from visuomotor.policy.checkpoint import checkpoints, read_json, save_policy, save_tensors
+from visuomotor.policy.checkpoint import (
+    checkpoints,
+    find_policy,
+    read_json,
+    save_policy,
+    save_tensors,
+    weights_sha256,
+)
 from visuomotor.policy.diffusion import DiffusionPolicy
 from visuomotor.recipe import Recipe, TrainingConfig
 from visuomotor.serialization import from_json, to_json
@@ -58,6 +65,8 @@ FREE = (
     "device",
 )
 """Fields that may change on resume; what a change of the first two means for the learning rate, `open_run` says."""
+POLICIES = ("initial_policy", "teacher")
+"""Fields that name another policy: it may have moved, but not changed."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +79,15 @@ class Run:
     """What the demonstrations were, by `fingerprint`; None in a run from before that was noted."""
     exact_until: int | None = None
     """Steps that have had the rate which `recipe` asks for; None if it has never been extended otherwise."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the weights of the policies that `recipe` names, by field; none in a run from before it was noted."""
 
 
 def write_run(folder: Path, run: Run) -> None:
     """Notes what a run trains, and on what."""
     content = {"format_version": FORMAT_VERSION, "source": run.source, "data": run.data, "recipe": to_json(run.recipe)}
+    if run.weights:
+        content["weights"] = run.weights
     if run.exact_until is not None:
         content["exact_until"] = run.exact_until
     write_json(folder / "config.json", content, durable=True)
@@ -93,19 +106,36 @@ def read_run(folder: str | Path) -> Run:
         advice = "this is not the folder of a run, or it is from another version"
         raise CheckpointError(mismatch(f"{path}: format_version", FORMAT_VERSION, version, advice))
     recipe = from_json(Recipe, content["recipe"], str(path))
-    return Run(recipe, content["source"], content.get("data"), content.get("exact_until"))
+    return Run(recipe, content["source"], content.get("data"), content.get("exact_until"), content.get("weights", {}))
 
 
-def check_same(asked: Recipe, before: Recipe, folder: Path) -> None:
+def named_weights(training: TrainingConfig) -> dict[str, str]:
+    """`Run.weights` of a recipe."""
+    named = {name: getattr(training, name) for name in POLICIES}
+    return {name: weights_sha256(find_policy(policy)) for name, policy in named.items() if policy is not None}
+
+
+def check_same(asked: Recipe, before: Run, folder: Path) -> None:
     """Refuses to resume what would no longer be the same run.
 
     Raises:
         ConfigError: A field that shapes the result has changed; all such fields are named.
+        CheckpointError: A policy that the recipe names elsewhere than before, or its teacher, is not there.
     """
-    changed = {}
+    changed, free = {}, set(FREE)
+    if not asked.policy.use_group_norm:  # BatchNorm takes the statistics of each part
+        free.remove("gradient_accumulation_steps")
     for part in ("policy", "training"):
-        new, old = to_json(getattr(asked, part)), to_json(getattr(before, part))
-        changed |= {name: (old[name], new[name]) for name in old if new[name] != old[name] and name not in FREE}
+        new, old = to_json(getattr(asked, part)), to_json(getattr(before.recipe, part))
+        changed |= {name: (old[name], new[name]) for name in old if new[name] != old[name] and name not in free}
+    for name in POLICIES:
+        policy, noted = getattr(asked.training, name), before.weights.get(name)
+        if policy is None or noted is None or (name not in changed and name != "teacher"):
+            continue  # what a run began with is in its own weights by now, and need not be there any more
+        if (found := weights_sha256(find_policy(policy))) == noted:
+            changed.pop(name, None)
+        else:
+            changed[name] = (f"with weights {noted[:12]}", f"{policy} with {found[:12]}")
     if changed:
         expected = ", ".join(f"{name} {old}" for name, (old, _) in changed.items())
         found = ", ".join(f"{name} {new}" for name, (_, new) in changed.items())

@@ -66,7 +66,7 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
         DatasetError: The demonstrations are damaged, lack what the recipe observes, or are not those of the run.
         ConfigError: `output` holds a run already, another process trains there, or `resume` would change the run.
         CheckpointError: No checkpoint of the run is good, or the disk is full.
-        VisuomotorError: The loss is not finite.
+        LossError: The loss is not finite.
     """
     run, config = Path(output), recipe.training
     device = choose_device(config.device)
@@ -81,7 +81,8 @@ def train(recipe: Recipe, source: Source, output: str | Path, *, resume: bool = 
         dataset = load_selection(source, config.episodes, config.tasks, resize=recipe.policy.resize_shape)
         recipe = dataclasses.replace(recipe, policy=fill_features(recipe, dataset))
     names = source_names(source)
-    if config.validation_episodes and isinstance(names, list) and len(set(names)) < len(names):
+    places = [Path(name).expanduser().resolve() for name in names] if isinstance(names, list) else []
+    if config.validation_episodes and len(set(places)) < len(places):
         advice = "name each source once, or hold nothing out"
         found = f"{names}: episodes held out would be trained on as well"
         raise ConfigError(mismatch("validation_episodes", "sources that differ", found, advice))

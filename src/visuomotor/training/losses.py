@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from visuomotor.data.dataset import Dataset
-from visuomotor.errors import VisuomotorError, mismatch
+from visuomotor.errors import LossError, mismatch
 from visuomotor.training.checkpoint import last_good
 
 NAMED = 64  # windows of a batch that an error names
@@ -60,7 +60,7 @@ class Losses:
         """Judges step number `step`, from 0; returns whether the optimizer is to be called.
 
         Raises:
-            VisuomotorError: The loss or the gradient is not finite; on a GPU `note` says so.
+            LossError: The loss or the gradient is not finite; on a GPU `note` says so.
         """
         loss = loss.detach()
         finite = loss.isfinite() & gradient_norm.isfinite()
@@ -79,7 +79,7 @@ class Losses:
         """Counts step number `step`, after it; on a GPU sends for its numbers, and looks at those that have arrived.
 
         Raises:
-            VisuomotorError: On a GPU, the loss or the gradient of this step or of an earlier one is not finite.
+            LossError: On a GPU, the loss or the gradient of this step or of an earlier one is not finite.
         """
         self._count += 1
         if not self._asynchronous:
@@ -129,7 +129,7 @@ class Losses:
             advice = "look at these windows; resume and leave such batches out with nonfinite_loss skip; or begin in a "
             advice += f"new folder with a lower optimizer_lr, from an initial_policy; {last_good(self._run)}"
             expected, found = "a finite number", f"{found} from {self._place(step)}"
-            raise VisuomotorError(mismatch(f"loss of step {step + 1}", expected, found, advice))
+            raise LossError(mismatch(f"loss of step {step + 1}", expected, found, advice))
         if not self._told:
             told = f"step {step + 1}: the loss is {found} and the batch is left out: {self._place(step)}; metrics.jsonl"
             print(f"{told} counts further ones as skipped_steps", file=sys.stderr)

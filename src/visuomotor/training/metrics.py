@@ -22,8 +22,9 @@ class Metrics:
     Fields of metrics.jsonl, null where there is no finite number: `step` (steps done), `epoch` (passes over the
     windows), `loss` (mean since the last line), `learning_rate` (of the last step), `gradient_norm` (of the last
     step, before clipping), `samples_per_second` (windows, since the last line, without the time of validation and
-    checkpoints), `seconds` (since the run was started or resumed); with episodes held out `validation_loss` every
-    `validate_every` steps; with nonfinite_loss skip `skipped_steps` (left out since the last line).
+    checkpoints), `seconds` (of training, in all sessions of the run, without what was taken again); with episodes held
+    out `validation_loss` every `validate_every` steps; with nonfinite_loss skip `skipped_steps` (left out since the
+    last line).
 
     Args:
         run: The run's folder.
@@ -37,6 +38,7 @@ class Metrics:
         self._silent = silent
         self._boards = [] if silent else open_boards(run, first_step, recipe)
         self._path = Path(os.devnull) if silent else run / "metrics.jsonl"
+        self._before = 0.0 if silent else _seconds(self._path)
         self._file = self._path.open("a")
         self._start = self._printed = self._since = time.monotonic()
         self._last = first_step
@@ -91,7 +93,7 @@ class Metrics:
         values = {**values, "samples_per_second": speed}
         # JSON knows no NaN: what is not finite is null.
         values = {name: None if value is None or not math.isfinite(value) else value for name, value in values.items()}
-        line = {"step": step, **values, "seconds": round(now - self._start, 2)}
+        line = {"step": step, **values, "seconds": round(self._before + now - self._start, 2)}
         try:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
@@ -134,7 +136,7 @@ def _told(board: object) -> Generator[None]:
     """A board that fails is told of, and the run goes on."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:  # of whatever kind: a board is a service of others
         print(f"{type(board).__name__}: {error}", file=sys.stderr)
 
 
@@ -144,6 +146,12 @@ def cut_lines(path: Path, step: int) -> None:
         lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
         with replacing(path, durable=True) as draft:
             draft.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _seconds(path: Path) -> float:
+    """What the run that is gone on with has taken up to its last line."""
+    last = path.read_text().splitlines()[-1:] if path.exists() else []
+    return json.loads(last[0]).get("seconds", 0.0) if last else 0.0
 
 
 def _step(line: str) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from visuomotor.config import DiffusionConfig
 from visuomotor.data.dataset import Dataset
 from visuomotor.errors import ConfigError, DatasetError, mismatch
 from visuomotor.files import find_damage
@@ -16,7 +17,7 @@ from visuomotor.policy.checkpoint import checkpoints, newest_checkpoint
 from visuomotor.policy.normalization import Statistics
 from visuomotor.policy.vision import find_pretrained
 from visuomotor.recipe import Recipe, TrainingConfig
-from visuomotor.training.checkpoint import Run, check_same, read_run, write_run
+from visuomotor.training.checkpoint import Run, check_same, named_weights, read_run, write_run
 from visuomotor.training.evaluations import check_simulated
 from visuomotor.training.lock import lock
 from visuomotor.training.metrics import cut_lines
@@ -42,7 +43,7 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
         with lock(run):
             pass
     if _begun(run, resume):
-        check_same(recipe, read_run(run).recipe, run)
+        check_same(recipe, read_run(run), run)
     elif (
         recipe.policy.image_features
         and recipe.policy.pretrained_backbone_weights
@@ -74,12 +75,14 @@ def open_run(run: Path, asked: Run, resume: bool) -> Path | None:
     newest = newest_checkpoint(run)
     if newest:
         before = read_run(run)
-        check_same(asked.recipe, before.recipe, run)
+        check_same(asked.recipe, before, run)
         _check_data(asked, before, run)
         newest, exact_until = _extend(run, newest, before, asked.recipe.training)
-        asked = replace(asked, exact_until=exact_until)
+        asked = replace(asked, exact_until=exact_until, weights=before.weights)
         for later in found[: found.index(newest)]:
             _set_aside(later)
+    else:
+        asked = replace(asked, weights=named_weights(asked.recipe.training))
     for draft in run.glob("checkpoints/.step_*"):  # of a process that was killed
         shutil.rmtree(draft)
     for name in ("metrics.jsonl", "evaluations.jsonl"):
@@ -110,22 +113,27 @@ def fingerprint(dataset: Dataset, recipe: Recipe, windows: int, statistics: Stat
         For JSON: counts, the SHA-256 of the low-dimensional columns in use, and the statistics. Pixels are left out:
         reading all of them would take longer than what it guards against is likely.
     """
-    digest = hashlib.sha256((dataset.episode_ends - dataset.episode_starts).astype("<i8").tobytes())
-    for name, feature in (recipe.policy.input_features | recipe.policy.output_features).items():
-        digest.update(f"{name} {feature.shape}".encode())
-        if feature.type != "VISUAL":
-            digest.update(np.ascontiguousarray(dataset.arrays[name], "<f4").tobytes())
     return {
         "episodes": len(dataset.episodes),
         "frames": len(dataset),
         "windows": windows,
         "fps": dataset.fps,
-        "sha256": digest.hexdigest(),
+        "sha256": columns_sha256(dataset, recipe.policy),
         "statistics": {
             name: {key: np.asarray(value, np.float64).tolist() for key, value in values.items() if key in _COMPARED}
             for name, values in statistics.items()
         },
     }
+
+
+def columns_sha256(dataset: Dataset, policy: DiffusionConfig) -> str:
+    """Tells the numbers that a policy is trained on from any others, but for pixels."""
+    digest = hashlib.sha256((dataset.episode_ends - dataset.episode_starts).astype("<i8").tobytes())
+    for name, feature in (policy.input_features | policy.output_features).items():
+        digest.update(f"{name} {feature.shape}".encode())
+        if feature.type != "VISUAL":
+            digest.update(np.ascontiguousarray(dataset.arrays[name], "<f4").tobytes())
+    return digest.hexdigest()
 
 
 _COMPARED = ("min", "max", "mean", "std")
