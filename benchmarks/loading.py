@@ -129,9 +129,12 @@ class LeRobot:
         self.versions: dict[str, str] = {}
         self.environment = os.environ | {"HF_HUB_OFFLINE": "1", "LD_LIBRARY_PATH": str(_own_ffmpeg(python, folder))}
 
-    def rate(self, setting: dict[str, Any], least: int = 0) -> float:
-        """Samples a second, over so many batches at least; 0 if LeRobot fails at this setting."""
-        done = self._run(setting, batches=max(least, self.job["batches"]))
+    def rate(self, setting: dict[str, Any]) -> float:
+        """Samples a second; 0 if LeRobot fails at this setting.
+
+        Its workers hold four batches each ready: what is timed is twice as many, or more.
+        """
+        done = self._run(setting, batches=max(8 * setting["num_workers"], self.job["batches"]))
         if done.returncode:
             print(f"LeRobot, {setting}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             return 0
@@ -265,8 +268,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     count = 20 * options.batches
     rows: dict[str, Callable[[int], float]] = {
-        # Its workers hold four batches each ready: what is timed is twice as many, or more.
-        "LeRobot, best setting": lambda number: lerobot.rate(best, 8 * best["num_workers"]),
+        "LeRobot, best setting": lambda number: lerobot.rate(best),
         "Visuomotor": lambda number: ours.rate(order, number * count, count),
         "Visuomotor, without prefetch": lambda number: ours.rate(order, number * count, count, ahead=False),
         "Visuomotor, frames kept encoded": lambda number: encoded.rate(order, number * count, 2 * options.batches),
