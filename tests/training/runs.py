@@ -31,8 +31,8 @@ def change(recipe: Recipe, **fields: object) -> Recipe:
     return replace(recipe, training=replace(recipe.training, **fields))
 
 
-def start(run: Path, data: Path, *flags: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "visuomotor", "train", "debug", "--data", str(data), "--output", str(run)]
+def start(run: Path, data: Path, *flags: str, preset: str = "debug") -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "visuomotor", "train", preset, "--data", str(data), "--output", str(run)]
     command += ["--threads", "1", *flags]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
 

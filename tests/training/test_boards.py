@@ -54,6 +54,7 @@ def test_without_the_extra_it_is_one_error(recipe, demonstrations, tmp_path, mon
     monkeypatch.setattr(boards, "import_module", missing)
     with pytest.raises(ConfigError, match=r"wandb_project: expected the package wandb, got none; pip install 'visuo"):
         train(change(recipe, wandb_project="tests"), demonstrations, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("error", [OSError, RuntimeError])  # what W&B raises is not always of the system's

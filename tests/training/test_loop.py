@@ -1,5 +1,6 @@
 import json
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,6 +113,19 @@ def test_a_signal_saves_before_leaving(demonstrations: Path, tmp_path: Path, num
     steps = ["--steps", str(step + 4), "--scheduler-warmup-steps", "1"]
     assert start(run, demonstrations, *flags, *steps, "--resume").wait(timeout=60) == 0
     assert [line["step"] for line in lines(run)] == [*range(3, step + 4, 3), step + 4]
+
+
+@pytest.mark.slow
+def test_a_small_recipe_saves_within_ten_seconds(demonstrations: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(run, demonstrations, "--batch-size", "8", "--log-every", "1", preset="pusht-keypoints-small")
+    wait_for_line(run, process, 3)
+    begun = time.monotonic()
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    taken = time.monotonic() - begun
+    assert "is saved; go on with --resume" in said
+    assert taken < 10, f"{taken:.1f} s"
 
 
 def test_a_run_is_not_overwritten(recipe: Recipe, demonstrations: Path, tmp_path: Path) -> None:

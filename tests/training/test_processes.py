@@ -1,5 +1,9 @@
 """One run by several processes: torchrun, gloo, processors."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ from visuomotor.training.loop import train
 from visuomotor.training.processes import Processes
 
 from .runs import change, lines, names
-from .torchrun import assert_same_run, finish, kill, launch, stop, wait_for_lines, weights
+from .torchrun import assert_same_run, finish, kill, launch, stop, wait_for_lines, weights, workers
 
 
 @pytest.mark.slow
@@ -27,6 +31,29 @@ def test_two_processes_are_one_run(demonstrations: Path, tmp_path: Path) -> None
 
     finish(launch(2, run, demonstrations, "--steps", "9", "--resume"))
     assert_same_run(run, straight, 9)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others(demonstrations: Path, tmp_path: Path) -> None:
+    straight, run = tmp_path / "straight", tmp_path / "two"
+    finish(launch(1, straight, demonstrations, "--steps", "9"))
+    process = launch(2, run, demonstrations, "--steps", "9")
+    wait_for_lines(run, process, 4)
+    os.kill(workers(process)[1], signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0 and "SIGKILL" in said
+    finish(launch(2, run, demonstrations, "--steps", "9", "--resume"))
+    assert_same_run(run, straight, 9)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_on_processors_says_that_it_is_one_process(demonstrations: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "visuomotor"]
+    command += ["train", "debug", "--data", str(demonstrations), "--output", str(tmp_path / "run"), "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert "accelerate launch has started one process" in done.stderr
+    assert done.stdout.count("trained: ") == 1
 
 
 @pytest.mark.slow

@@ -37,13 +37,19 @@ def wait_for_lines(run: Path, process: "subprocess.Popen[str]", count: int) -> N
         time.sleep(0.01)
 
 
+def workers(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes that a launcher has started."""
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    return [int(number) for number in found.split()]
+
+
 def kill(process: "subprocess.Popen[str]") -> None:
     """kill -9 of the launcher and of its workers."""
-    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    started = workers(process)
     process.kill()
-    for worker in workers.split():
+    for worker in started:
         with suppress(ProcessLookupError):  # the kernel may have been faster
-            os.kill(int(worker), signal.SIGKILL)
+            os.kill(worker, signal.SIGKILL)
     process.communicate(timeout=60)
 
 

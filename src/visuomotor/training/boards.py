@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
@@ -39,11 +40,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, run: Path, project: str, recipe: Recipe):
-        try:
-            wandb = import_module("wandb")
-        except ImportError:
-            advice = "pip install 'visuomotor[wandb]', or leave it out"
-            raise ConfigError(mismatch("wandb_project", "the package wandb", "none", advice)) from None
+        wandb = import_wandb()
         name = run / "wandb_run_id"
         if not name.exists():
             write_bytes(name, uuid4().hex[:8].encode())
@@ -71,6 +68,19 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Writes what is left."""
         self._run.finish()
+
+
+def import_wandb() -> ModuleType:
+    """The package.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        return import_module("wandb")
+    except ImportError:
+        advice = "pip install 'visuomotor[wandb]', or leave it out"
+        raise ConfigError(mismatch("wandb_project", "the package wandb", "none", advice)) from None
 
 
 def open_boards(run: Path, first_step: int, recipe: Recipe) -> list[TensorBoard | WeightsAndBiases]:

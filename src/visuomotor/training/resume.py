@@ -17,6 +17,7 @@ from visuomotor.policy.checkpoint import checkpoints, newest_checkpoint
 from visuomotor.policy.normalization import Statistics
 from visuomotor.policy.vision import find_pretrained
 from visuomotor.recipe import Recipe, TrainingConfig
+from visuomotor.training.boards import import_wandb
 from visuomotor.training.checkpoint import Run, check_same, named_weights, read_run, write_run
 from visuomotor.training.evaluations import check_simulated
 from visuomotor.training.lock import lock
@@ -34,11 +35,13 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> None:
 
     Raises:
         ConfigError: Another process trains there, there is a run and `resume` is False, or the recipe has changed; or
-            evaluations during training are asked for and cannot be had.
+            evaluations during training, or Weights & Biases, are asked for and cannot be had.
         CheckpointError: The run's config is damaged, or weights to begin with cannot be had.
     """
     if recipe.training.evaluate_every:
         check_simulated("evaluate_every", recipe.policy)
+    if recipe.training.wandb_project is not None:
+        import_wandb()
     if (run / "lock").exists():
         with lock(run):
             pass
