@@ -216,7 +216,7 @@ def align(arguments: list[str]) -> None:
     print(
         f"aligned: {len(missed)} episodes, moved by {distance:.1f} pixels and {np.degrees(angle):.1f} degrees (medians)"
     )
-    print(f"next:    visuomotor train pusht-keypoints-velocity --data {options.output} --output outputs/aligned")
+    print(f"next:    visuomotor train pusht-keypoints-aligned --data {options.output} --output outputs/aligned")
 
 
 def info(arguments: list[str]) -> None:

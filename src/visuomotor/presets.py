@@ -72,6 +72,14 @@ def pusht_keypoints_velocity() -> Recipe:
     return Recipe(policy, replace(recipe.training, steps=13_000))  # more learn 206 episodes by heart
 
 
+def pusht_keypoints_aligned() -> Recipe:
+    """`pusht-keypoints-velocity` for demonstrations that `visuomotor align` has moved: they end on the target."""
+    recipe = pusht_keypoints_velocity()
+    # Whoever stands still at their end does right, and the states near the target are there alone.
+    policy = replace(recipe.policy, drop_n_last_frames=0, do_mask_loss_for_padding=False)
+    return Recipe(policy, replace(recipe.training, steps=13_500, batch_size=128))
+
+
 def arm() -> Recipe:
     """A real arm at 30 frames/s: several cameras, ResNet18 from ImageNet's weights (hub); for a GPU."""
     policy = DiffusionConfig(
@@ -115,6 +123,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "pusht-image-small": pusht_image_small,
     "pusht-keypoints-small": pusht_keypoints_small,
     "pusht-keypoints-velocity": pusht_keypoints_velocity,
+    "pusht-keypoints-aligned": pusht_keypoints_aligned,
     "arm": arm,
     "demo": demo,
     "debug": debug,

@@ -15,7 +15,7 @@ from visuomotor.simulation.rollout import rollout
 
 NAMES = [
     *("pusht-image-improved", "pusht-image-small"),
-    *("pusht-keypoints-improved", "pusht-keypoints-improved-2", "pusht-keypoints-small"),
+    *("pusht-keypoints-aligned", "pusht-keypoints-improved", "pusht-keypoints-improved-2", "pusht-keypoints-small"),
 ]
 STATES = np.array([[[222.0, 97.0, 222.0, 381.0, 3.0], [230.0, 110.0, 222.0, 381.0, 3.0]]])  # (1, To, 5)
 

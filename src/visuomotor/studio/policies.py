@@ -14,8 +14,8 @@ from visuomotor.policy.device import choose_device
 from visuomotor.policy.diffusion import DiffusionModel, DiffusionPolicy
 
 SHIPPED = (
-    *("pusht-keypoints-small", "pusht-image-small", "pusht-keypoints-improved", "pusht-keypoints-improved-2"),
-    "pusht-image-improved",
+    *("pusht-keypoints-small", "pusht-image-small", "pusht-keypoints-aligned"),
+    *("pusht-keypoints-improved", "pusht-keypoints-improved-2", "pusht-image-improved"),
 )
 
 
