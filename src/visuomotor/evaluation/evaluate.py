@@ -148,8 +148,9 @@ def _open(
         folder, device = find_policy(policy_source), choose_device(device)
         policy = load_policy(folder, device=device).with_sampler(**sampler)
         digest = weights_sha256(folder)
-        told: dict[str, Any] = {"policy": str(policy_source), "checkpoint": _checkpoint(folder)}
-        told |= {"weights_sha256": digest}
+        told: dict[str, Any] = {"policy": str(policy_source), "weights_sha256": digest}
+        if checkpoint := _checkpoint(folder):
+            told["checkpoint"] = checkpoint
         told |= {"device": device, "threads": torch.get_num_threads()}
         return policy, told if ray is None else told | {"ray": ray}, folder
     if server is None or policy_source is not None:

@@ -150,7 +150,7 @@ def cut_lines(path: Path, step: int) -> None:
 
 def _seconds(path: Path) -> float:
     """What the run that is gone on with has taken up to its last line."""
-    last = path.read_text().splitlines()[-1:] if path.exists() else []
+    last = path.read_text().splitlines()[-1:] if path.is_file() else []  # not a device, which may never end
     return json.loads(last[0]).get("seconds", 0.0) if last else 0.0
 
 
