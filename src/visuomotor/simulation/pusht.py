@@ -125,9 +125,8 @@ def render_states(states: np.ndarray, size: int = 96) -> np.ndarray:
     pictures = np.empty((len(states), size, size, 3), np.uint8)
     for state, picture in zip(np.asarray(states, np.float64).tolist(), pictures, strict=True):
         _place(environment, state)
-        environment.space.step(
-            1e-9
-        )  # moves nothing, but finds where agent, block and walls touch: gym-pusht marks that in red
+        # Moves nothing, but finds where agent, block and walls touch: gym-pusht marks that in red.
+        environment.space.step(1e-9)
         # The surface's own bytes (blue, green, red, unused): the same picture as gym-pusht's copy, three times faster.
         drawn = np.frombuffer(environment._draw().get_view("0"), np.uint8).reshape(512, 512, 4)
         picture[:] = cv2.resize(drawn, (size, size))[..., 2::-1]
